@@ -25,12 +25,13 @@ fn configs_resolve_as_in_transformers() {
         let fixture: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
         let d = ModelConfig::from_json(&path, &fixture["config"].to_string()).unwrap();
         let ours: BTreeMap<String, Value> = d.tensors().into_iter().map(|s| (s.name, json!(s.shape))).collect();
-        let theirs: BTreeMap<String, Value> = fixture["tensors"]
-            .as_object()
-            .unwrap()
-            .iter()
-            .flat_map(|(name, shape)| of_checkpoint(name, shape))
-            .collect();
+        // gpt-oss's checkpoints hold all experts in one tensor, too.
+        let splits = d.architecture != "GptOssForCausalLM";
+        let stored = |(name, shape): (&String, &Value)| match splits {
+            true => of_checkpoint(name, shape),
+            false => vec![(name.clone(), shape.clone())],
+        };
+        let theirs: BTreeMap<String, Value> = fixture["tensors"].as_object().unwrap().iter().flat_map(stored).collect();
         assert_eq!(ours, theirs, "{}", path.display());
 
         let r = &fixture["resolved"];
@@ -58,6 +59,7 @@ fn configs_resolve_as_in_transformers() {
         }
         let activation = match r["activation"].as_str() {
             Some("SiLUActivation") => Activation::Silu,
+            Some("GptOssExperts") => Activation::ClampedSwiglu { limit: 7.0, alpha: 1.702 },
             _ => Activation::GeluTanh,
         };
         assert_eq!(d.activation, activation);
@@ -126,6 +128,54 @@ fn experts_of_qwen3_moe() {
         ("mlp_only_layers", json!(["0"]), "expected a list of layers' numbers"),
         ("output_router_logits", json!(true), "adds the auxiliary loss of the router"),
         ("n_routed_experts", json!(6), "6 is not supported"),
+    ] {
+        says(read(&[(field, value)]), &["m/config.json", reason]);
+    }
+}
+
+/// gpt-oss: windows, biases, sinks, experts, the rotary table of a file without one, and what is refused.
+#[test]
+fn layers_of_gpt_oss() {
+    let read = |changes: &[(&str, Value)]| {
+        let mut config = json!({"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "hidden_size": 16,
+            "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3,
+            "vocab_size": 40, "head_dim": 8, "num_local_experts": 6, "hidden_act": "silu"});
+        changes.iter().for_each(|(field, value)| config[*field] = value.clone());
+        ModelConfig::from_json("m/config.json", &config.to_string())
+    };
+    let d = read(&[]).unwrap();
+    assert_eq!(d.layers.iter().map(|l| l.window).collect::<Vec<_>>(), [Some(128), None, Some(128)]);
+    assert!(d.layers.iter().all(|l| l.qkv.iter().chain([&l.out]).all(|m| m.bias) && l.d_ff == 24));
+    assert_eq!(d.layers[1].sinks.as_deref(), Some("model.layers.1.self_attn.sinks"));
+    assert_eq!(d.activation, Activation::ClampedSwiglu { limit: 7.0, alpha: 1.702 });
+    let experts = d.layers[0].experts().unwrap();
+    assert_eq!((experts.count, experts.top_k, experts.over_all, experts.router.bias), (6, 4, false, true));
+    let yarn = |original, attention_factor| RopeScaling::Yarn {
+        factor: 32.0,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        truncate: false,
+        original_max_positions: original,
+        attention_factor,
+    };
+    let magnitude = 0.1 * 32_f64.ln() + 1.0;
+    assert_eq!((d.ropes.len(), d.ropes[0].theta, &d.ropes[0].scaling), (1, 1.5e5, &yarn(4096.0, magnitude)));
+    let table = json!({"rope_type": "yarn", "factor": 32.0, "truncate": false, "original_max_position_embeddings": 64});
+    assert_eq!(read(&[("rope_scaling", table)]).unwrap().ropes[0].scaling, yarn(64.0, magnitude));
+
+    let d = read(&[("attention_bias", json!(false)), ("swiglu_limit", json!(3)), ("num_experts_per_tok", json!(1))]);
+    let d = d.unwrap();
+    assert!(d.layers[0].qkv.iter().all(|m| !m.bias) && !d.layers[0].out.bias);
+    assert_eq!(d.activation, Activation::ClampedSwiglu { limit: 3.0, alpha: 1.702 });
+    assert_eq!(d.layers[0].experts().unwrap().top_k, 1);
+
+    for (field, value, reason) in [
+        ("num_experts_per_tok", json!(7), "7 is more than num_local_experts = 6"),
+        ("swiglu_limit", json!(-1), "expected a number above 0"),
+        ("output_router_logits", json!(true), "adds the auxiliary loss of the router"),
+        ("sliding_window", json!(null), "has no value"),
+        ("layer_types", json!(["full_attention"]), "has 1 entries for num_hidden_layers = 3"),
+        ("rope_parameters", json!({"rope_type": "longrope"}), "`longrope` is supported for Phi3ForCausalLM only"),
     ] {
         says(read(&[(field, value)]), &["m/config.json", reason]);
     }

@@ -499,9 +499,6 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
             None => return Err(c.bad("num_local_experts", "is missing; 0 is supported")),
         }
     }
-    if kind == ModelFamily::GptOss {
-        return Err(c.bad("num_local_experts", "mixtures of experts are not supported"));
-    }
     let d = c.size("hidden_size", limit::WIDTH, None)?;
     let (h, kv, e) = heads(c, family, d)?;
     let f = c.size(family.mlp.width, limit::FEED_FORWARD, None)?;
@@ -514,7 +511,8 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
     let of_gemma4 =
         if gemma4 { Some(gemma4::Gemma4Layers::read(c, family, base, [d, h, kv, e, f], &windows)?) } else { None };
     let of_experts = match kind {
-        ModelFamily::Qwen3Moe => Some(experts::ExpertLayers::read(c, n_layers)?),
+        ModelFamily::Qwen3Moe => Some(experts::ExpertLayers::of_qwen3(c, n_layers)?),
+        ModelFamily::GptOss => Some(experts::ExpertLayers::of_gpt_oss(c, n_layers)?),
         _ => None,
     };
     let ropes = match &of_gemma4 {

@@ -382,6 +382,7 @@ pub(super) const FAMILIES: [FamilySpec; 20] = [
         theta: 1.5e5,
         attention_bias: AttentionBias::AllByField,
         windows: Windows::ExceptEvery(2, 128),
+        reads: &["num_experts", "num_local_experts"],
         ..LLAMA
     },
     FamilySpec {
