@@ -169,7 +169,6 @@ NEWER = {
         num_key_value_heads=4, output_router_logits=False, rms_norm_eps=1e-6, rope_scaling=None, rope_theta=1000000.0,
         router_aux_loss_coef=0.001, sliding_window=None, tie_word_embeddings=False, use_cache=True, use_sliding_window=False,
         vocab_size=151936, torch_dtype="bfloat16"),
-    # gpt-oss-20b.json was written by hand after transformers 5.24's classes, not by this program.
     "gpt-oss-20b": dict(
         architectures=["GptOssForCausalLM"], model_type="gpt_oss", attention_bias=True, attention_dropout=0.0, eos_token_id=200002,
         experts_per_token=4, head_dim=64, hidden_act="silu", hidden_size=2880, initial_context_length=4096, initializer_range=0.02,
