@@ -1,6 +1,7 @@
 // expert_rows_gather: y[r,:] = x[source[r] / k, :]                  rows in the order of experts (shaders/router.wgsl); r < T·k
 // expert_rows_sum:    y[t,:] (+)= Σ_j w[t,j]·x[row_of[t,j],:] (+ residual[t,:])       w = 1 where not WEIGHTED
-// expert_rows_bwd:    d_w[source[r]] = Σ_i a[r,i]·d[r,i];   d[r,:] ← w[source[r]]·d[r,:];   a_weighted[r,:] = w[source[r]]·a[r,:]
+// expert_rows_weigh:  y[r,:] = w[source[r]]·x[r,:]
+// expert_rows_bwd:    d_w[source[r]] = Σ_i a[r,i]·d[r,i];   d[r,:] ← w[source[r]]·d[r,:]
 //
 // expert_rows_bwd is the gradient of y = Σ_j w_j·(a_j·Wᵀ): with d = d_y·W, unweighted, it needs no output of the product.
 
@@ -10,7 +11,6 @@ import package::shared::value_f32::{Value, WIDTH, sum_of_value};
 override WEIGHTED: bool = false;
 override RESIDUAL: bool = false;
 override ACCUMULATE: bool = false;
-override STORE_A: bool = false;
 
 struct ExpertRowsParams {
     first_group: vec2<u32>, // first workgroup of this dispatch: long grids are split (src/gpu/submission_budget.rs)
@@ -68,11 +68,22 @@ fn expert_rows_sum(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_inv
     y[at] = sum;
 }
 
+// Workgroups: along x columns, along y rows.
+@compute @workgroup_size(WG)
+fn expert_rows_weigh(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let group = params.first_group + in_part.xy;
+    let i = group.x * WG + local.x;
+    let values = params.width / WIDTH;
+    if i < values {
+        let at = group.y * values + i;
+        y[at] = w[source[group.y]] * x[at];
+    }
+}
+
 @group(0) @binding(2) var<storage, read> w_saved: array<f32>;           // (T, k)
 @group(0) @binding(3) var<storage, read> a: array<Value>;               // (T × k, width)
 @group(0) @binding(4) var<storage, read_write> d: array<Value>;         // (T × k, width)
 @group(0) @binding(5) var<storage, read_write> d_w: array<f32>;         // (T, k)
-@group(0) @binding(6) var<storage, read_write> a_weighted: array<Value>; // (T × k, width), where STORE_A
 
 // LANES invocations share a row.
 @compute @workgroup_size(WG)
@@ -92,9 +103,6 @@ fn expert_rows_bwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_inv
     let weight = w_saved[c];
     for (var i = local.x % LANES; i < values; i += LANES) {
         d[start + i] = weight * d[start + i];
-        if STORE_A {
-            a_weighted[start + i] = weight * a[start + i];
-        }
     }
     if local.x % LANES == 0u {
         d_w[c] = sum;

@@ -1,6 +1,6 @@
 //! Biases of experts, on rows in the order of experts.
 
-use super::expert_rows::{GatherCase, expert_rows_bwd};
+use super::expert_rows::{GatherCase, expert_rows_bwd, expert_rows_weigh};
 use super::router::{ExpertChoice, SortedRows};
 use super::shapes::ModelShape;
 use super::storage::WeightFormat;
@@ -26,16 +26,18 @@ fn params(rows: usize, width: usize) -> ExpertBiasParams {
     ExpertBiasParams { rows: rows as u32, width: width as u32, ..bytemuck::Zeroable::zeroed() }
 }
 
-fn shader(entry: &'static str) -> Shader {
-    Shader::new("expert_bias", entry).with("WG", ROW_WORKGROUP as f64)
+/// Specialises an entry point. Only sums along a row of `width` share the row among lanes.
+fn shader(entry: &'static str, width: usize) -> Shader {
+    let lanes = row_lanes(width, &[1]) as f64;
+    Shader::new("expert_bias", entry).with("WG", ROW_WORKGROUP as f64).with("LANES", lanes)
 }
 
 fn bias_shader(weighted: bool) -> Shader {
-    shader("expert_bias_bwd").with("WEIGHTED", f64::from(u8::from(weighted)))
+    shader("expert_bias_bwd", 1).with("WEIGHTED", f64::from(u8::from(weighted)))
 }
 
 fn bias_weights_shader(width: usize) -> Shader {
-    shader("expert_bias_bwd_w").with("LANES", row_lanes(width, &[1]) as f64)
+    shader("expert_bias_bwd_w", width)
 }
 
 /// Columns of a slot of rows to which biases of experts belong: column `start + i` has element `first + step·i` of its expert's bias.
@@ -86,7 +88,7 @@ pub fn expert_bias_fwd(
     let work = CountedWork::new((n * columns.width) as u64, (12 * n * columns.width) as u64);
     let slots = [&rows.source, bias, &choice.chosen, y];
     rec.dispatch_in_parts(
-        &storage.select(shader("expert_bias_fwd")),
+        &storage.select(shader("expert_bias_fwd", 1)),
         &columns.params(n),
         &slots,
         columns.grid(n),
@@ -143,7 +145,7 @@ impl Kernel for ExpertBiasKernels {
     }
     fn variants(&self) -> Vec<Shader> {
         let formats = [WeightFormat::F32, WeightFormat::Bf16];
-        let reading = [shader("expert_bias_fwd"), bias_weights_shader(64)].into_iter();
+        let reading = [shader("expert_bias_fwd", 1), bias_weights_shader(64)].into_iter();
         let reading = reading.flat_map(|shader| formats.map(|storage| storage.select(shader.clone())));
         reading.chain([false, true].map(bias_shader)).collect()
     }
@@ -293,13 +295,11 @@ impl Case for BiasCase {
         // The rest of a product with the identity: the sum of one row per choice, and its gradients.
         let (d_x, d_w) = (gpu.alloc_activation(x[0].len()), gpu.alloc_activation(n));
         rec.copy(&d_y[0], &d_x);
-        let shape = [n, 1, width];
-        expert_rows_bwd(rec, shape, &rows, &choice, &x[0], &d_x, &d_w, None);
+        expert_rows_bwd(rec, width, &rows, &choice, (&x[0], &d_x), &d_w);
         expert_bias_bwd_w(rec, width, &rows, &choice, (&x[1], self.storage), &d_y[0], &d_w);
-        // Each row gets the weight of its own choice.
-        let unread = gpu.alloc_activation(n);
-        expert_rows_bwd(rec, shape, &rows, &choice, &x[0], &y, &unread, None);
-        CaseOutputs { y: vec![y], d_x: vec![Some(d_x), Some(d_bias), Some(d_w)] }
+        let weighted = gpu.alloc_activation(x[0].len());
+        expert_rows_weigh(rec, width, &rows, &choice, &y, &weighted);
+        CaseOutputs { y: vec![weighted], d_x: vec![Some(d_x), Some(d_bias), Some(d_w)] }
     }
     fn reduction_len(&self) -> usize {
         (self.rows.t * self.rows.top_k).max(self.rows.width)

@@ -23,7 +23,10 @@ fn flag(on: bool) -> f64 {
 }
 
 fn shader(entry: &'static str, width: usize) -> Shader {
-    in_values(Shader::new("expert_rows", entry).with("WG", ROW_WORKGROUP as f64), &[width])
+    let shader = Shader::new("expert_rows", entry)
+        .with("WG", ROW_WORKGROUP as f64)
+        .with("LANES", row_lanes(width, &[width]) as f64);
+    in_values(shader, &[width])
 }
 
 fn sum_shader(width: usize, weighted: bool, residual: bool, accumulate: bool) -> Shader {
@@ -31,11 +34,6 @@ fn sum_shader(width: usize, weighted: bool, residual: bool, accumulate: bool) ->
         .with("WEIGHTED", flag(weighted))
         .with("RESIDUAL", flag(residual))
         .with("ACCUMULATE", flag(accumulate))
-}
-
-fn backward_shader(width: usize, stores_a: bool) -> Shader {
-    let lanes = row_lanes(width, &[width]);
-    shader("expert_rows_bwd", width).with("LANES", lanes as f64).with("STORE_A", flag(stores_a))
 }
 
 fn params(rows: usize, width: usize, top_k: usize) -> ExpertRowsParams {
@@ -82,30 +80,41 @@ pub fn expert_rows_sum(
     rec.dispatch_in_parts(&shader, &params(t, width, top_k), &slots, grid(t, width), work);
 }
 
-/// Computes the gradient of the weights (T, k) of y = Σ_j w_j·(a_j·Wᵀ). On entry, `d` (T·k, width) is d_y·W of each row, without the weight;
-/// on return it is the gradient of a. Where `a_weighted` is given, it becomes w·a, from which the gradient of W follows.
-#[expect(clippy::too_many_arguments, reason = "a launcher's arguments are the kernel's parameters and bindings")]
-pub fn expert_rows_bwd(
+/// Computes y (T·k, width): each row of x times its choice's weight.
+pub fn expert_rows_weigh(
     rec: &mut Recording,
-    [t, top_k, width]: [usize; 3],
+    width: usize,
     rows: &SortedRows,
     choice: &ExpertChoice,
-    a: &Slot,
-    d: &Slot,
-    d_weights: &Slot,
-    a_weighted: Option<&Slot>,
+    x: &Slot,
+    y: &Slot,
 ) {
-    let n = t * top_k;
-    let mut slots = vec![&rows.source, &choice.weights, a, d, d_weights];
-    slots.extend(a_weighted);
-    let elements = n * width * (3 + usize::from(a_weighted.is_some()));
-    let work = CountedWork::new((4 * n * width) as u64, 4 * elements as u64);
-    let groups = n.div_ceil(ROW_WORKGROUP / row_lanes(width, &[width]));
-    let shader = backward_shader(width, a_weighted.is_some());
-    rec.dispatch_in_parts(&shader, &params(n, width, top_k), &slots, [groups as u32, 1], work);
+    let n = rows.source.len();
+    let work = CountedWork::new((n * width) as u64, (8 * n * width) as u64);
+    let slots = [&rows.source, x, y, &choice.weights];
+    let params = params(n, width, 1);
+    rec.dispatch_in_parts(&shader("expert_rows_weigh", width), &params, &slots, grid(n, width), work);
 }
 
-/// Row kernels: `expert_rows_gather`, `expert_rows_sum`, `expert_rows_bwd`.
+/// Computes the gradient of the weights (T, k) of y = Σ_j w_j·(a_j·Wᵀ). On entry, `d` (T·k, width) is d_y·W of each row, without the weight;
+/// on return it is the gradient of a.
+pub fn expert_rows_bwd(
+    rec: &mut Recording,
+    width: usize,
+    rows: &SortedRows,
+    choice: &ExpertChoice,
+    (a, d): (&Slot, &Slot),
+    d_weights: &Slot,
+) {
+    let n = rows.source.len();
+    let slots = [&rows.source, &choice.weights, a, d, d_weights];
+    let work = CountedWork::new((4 * n * width) as u64, (12 * n * width) as u64);
+    let groups = n.div_ceil(ROW_WORKGROUP / row_lanes(width, &[width]));
+    let (shader, params) = (shader("expert_rows_bwd", width), params(n, width, 1));
+    rec.dispatch_in_parts(&shader, &params, &slots, [groups as u32, 1], work);
+}
+
+/// Row kernels: `expert_rows_gather`, `expert_rows_sum`, `expert_rows_weigh`, `expert_rows_bwd`.
 pub struct ExpertRowsKernels;
 
 impl Kernel for ExpertRowsKernels {
@@ -117,11 +126,11 @@ impl Kernel for ExpertRowsKernels {
     }
     fn variants(&self) -> Vec<Shader> {
         let of_width = |width: usize| {
-            let gather = shader("expert_rows_gather", width);
+            let others = ["expert_rows_gather", "expert_rows_weigh", "expert_rows_bwd"];
+            let others = others.map(|entry| shader(entry, width));
             let sums = [(true, true, false), (true, false, false), (false, false, false), (false, false, true)];
             let sums = sums.map(|(weighted, residual, adds)| sum_shader(width, weighted, residual, adds));
-            let backward = [false, true].map(|stores_a| backward_shader(width, stores_a));
-            std::iter::once(gather).chain(sums).chain(backward)
+            others.into_iter().chain(sums)
         };
         [5, 4].into_iter().flat_map(of_width).collect()
     }
@@ -281,13 +290,10 @@ impl Case for SumCase {
         let [d_x, weighted] = [(); 2].map(|()| gpu.alloc_activation(x[0].len()));
         let d_w = gpu.alloc_activation(x[1].len());
         expert_rows_gather(rec, shape, &sorted.source, &d_y[0], &d_x);
-        expert_rows_bwd(rec, shape, &sorted, &choice, &x[0], &d_x, &d_w, Some(&weighted));
-        // Without `a_weighted`, the kernel computes the same.
-        let again = gpu.alloc_activation(x[0].len());
-        expert_rows_gather(rec, shape, &sorted.source, &d_y[0], &again);
-        expert_rows_bwd(rec, shape, &sorted, &choice, &x[0], &again, &d_w, None);
+        expert_rows_bwd(rec, self.rows.width, &sorted, &choice, (&x[0], &d_x), &d_w);
+        expert_rows_weigh(rec, self.rows.width, &sorted, &choice, &x[0], &weighted);
         let d_residual = self.residual.then(|| Some(d_y[0].clone()));
-        CaseOutputs { y: vec![y, weighted], d_x: [Some(again), Some(d_w)].into_iter().chain(d_residual).collect() }
+        CaseOutputs { y: vec![y, weighted], d_x: [Some(d_x), Some(d_w)].into_iter().chain(d_residual).collect() }
     }
     fn reduction_len(&self) -> usize {
         self.rows.width.max(self.rows.top_k)

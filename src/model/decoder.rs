@@ -14,7 +14,7 @@ use super::mlp_weights::MlpWeights;
 use super::per_layer_inputs::{PerLayerIds, PerLayerWeights};
 use super::saved::{
     ActivationSaved, Attended, AttentionMixerSaved, ElementwiseSaved, ForwardSaved, LayerSaved, LayerState, MixerSaved,
-    MlpSaved, NormStats, ProductsSaved, RecomputePolicy, SavedDtype,
+    NormStats, ProductsSaved, RecomputePolicy, SavedDtype,
 };
 use super::shared_values::SharedValues;
 use super::trained_tokens::{TrainedTokenNumbers, TrainedTokens};
