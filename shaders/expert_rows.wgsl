@@ -1,32 +1,23 @@
 // expert_rows_gather: y[r,:] = x[source[r] / k, :]                  rows in the order of experts (shaders/router.wgsl); r < T·k
 // expert_rows_sum:    y[t,:] (+)= Σ_j w[t,j]·x[row_of[t,j],:] (+ residual[t,:])       w = 1 where not WEIGHTED
-// expert_rows_bwd:    d_w[source[r]] = Σ_i a[r,i]·d[r,i];   d[r,:] ← w[source[r]]·d[r,:];   a_weighted[r,:] = w[source[r]]·a[r,:]
-// expert_rows_bias:   y[r, start + i] += bias[e, first + step·i]    e: the expert of row r
-// expert_rows_bwd_bias: d_bias[e, first + step·i] += Σ_r w·d_y[r, start + i]      r: the rows of e; w = 1 where not WEIGHTED
-// expert_rows_bwd_bias_w: d_w[source[r]] += Σ_i bias[e,i]·d_y[r,i]                without weights in d_y
+// expert_rows_weigh:  y[r,:] = w[source[r]]·x[r,:]
+// expert_rows_bwd:    d_w[source[r]] = Σ_i a[r,i]·d[r,i];   d[r,:] ← w[source[r]]·d[r,:]
 //
-// expert_rows_bwd is the gradient of y = Σ_j w_j·(a_j·Wᵀ): with d = d_y·W, unweighted, it needs no output of the
-// product.
+// expert_rows_bwd is the gradient of y = Σ_j w_j·(a_j·Wᵀ): with d = d_y·W, unweighted, it needs no output of the product.
 
 import package::shared::row_sums::{LANES, ROWS_PER_WORKGROUP, WG, sums_across_row};
 import package::shared::value_f32::{Value, WIDTH, sum_of_value};
-import package::shared::weight::{weight_value};
 
 override WEIGHTED: bool = false;
 override RESIDUAL: bool = false;
 override ACCUMULATE: bool = false;
-override STORE_A: bool = false;
 
 struct ExpertRowsParams {
     first_group: vec2<u32>, // first workgroup of this dispatch: long grids are split (src/gpu/submission_budget.rs)
     rows: u32,              // rows of the output
     width: u32,
     top_k: u32,
-    start: u32,      // of a bias: first column of y, columns of y, and columns of the biases
-    stride: u32,
-    bias_width: u32,
-    bias_first: u32,
-    bias_step: u32,
+    pad: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: ExpertRowsParams;
@@ -77,11 +68,22 @@ fn expert_rows_sum(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_inv
     y[at] = sum;
 }
 
+// Workgroups: along x columns, along y rows.
+@compute @workgroup_size(WG)
+fn expert_rows_weigh(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
+    let group = params.first_group + in_part.xy;
+    let i = group.x * WG + local.x;
+    let values = params.width / WIDTH;
+    if i < values {
+        let at = group.y * values + i;
+        y[at] = w[source[group.y]] * x[at];
+    }
+}
+
 @group(0) @binding(2) var<storage, read> w_saved: array<f32>;           // (T, k)
 @group(0) @binding(3) var<storage, read> a: array<Value>;               // (T × k, width)
 @group(0) @binding(4) var<storage, read_write> d: array<Value>;         // (T × k, width)
 @group(0) @binding(5) var<storage, read_write> d_w: array<f32>;         // (T, k)
-@group(0) @binding(6) var<storage, read_write> a_weighted: array<Value>; // (T × k, width), where STORE_A
 
 // LANES invocations share a row.
 @compute @workgroup_size(WG)
@@ -101,71 +103,8 @@ fn expert_rows_bwd(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_inv
     let weight = w_saved[c];
     for (var i = local.x % LANES; i < values; i += LANES) {
         d[start + i] = weight * d[start + i];
-        if STORE_A {
-            a_weighted[start + i] = weight * a[start + i];
-        }
     }
     if local.x % LANES == 0u {
         d_w[c] = sum;
-    }
-}
-
-// Binding 2: the biases (X, bias_width).
-@group(0) @binding(3) var<storage, read> chosen: array<u32>; // (T, k)
-@group(0) @binding(4) var<storage, read_write> y_rows: array<f32>; // (T × k, stride)
-
-// Workgroups: along x columns, along y rows.
-@compute @workgroup_size(WG)
-fn expert_rows_bias(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
-    let group = params.first_group + in_part.xy;
-    let i = group.x * WG + local.x;
-    if i < params.width {
-        let e = chosen[source[group.y]];
-        let at = e * params.bias_width + params.bias_first + params.bias_step * i;
-        y_rows[group.y * params.stride + params.start + i] += weight_value(e, at);
-    }
-}
-
-@group(0) @binding(2) var<storage, read> offsets: array<u32>;          // (X + 1)
-@group(0) @binding(3) var<storage, read> d_y: array<f32>;               // (T × k, stride)
-@group(0) @binding(5) var<storage, read_write> d_bias: array<f32>; // (X, bias_width)
-
-// Workgroups: along x columns, along y experts. An invocation sums a column of an expert's rows, in their order.
-@compute @workgroup_size(WG)
-fn expert_rows_bwd_bias(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
-    let group = params.first_group + in_part.xy;
-    let i = group.x * WG + local.x;
-    if i >= params.width {
-        return;
-    }
-    var sum = 0.0;
-    let end = min(offsets[group.y + 1u], params.rows);
-    for (var row = offsets[group.y]; row < end; row++) {
-        let value = d_y[row * params.stride + params.start + i];
-        if WEIGHTED {
-            sum += w[source[row]] * value;
-        } else {
-            sum += value;
-        }
-    }
-    d_bias[group.y * params.bias_width + params.bias_first + params.bias_step * i] += sum;
-}
-
-@group(0) @binding(4) var<storage, read> d_y_rows: array<f32>; // (T × k, width)
-
-// LANES invocations share a row.
-@compute @workgroup_size(WG)
-fn expert_rows_bwd_bias_w(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
-    let row = (params.first_group.x + in_part.x) * ROWS_PER_WORKGROUP + local.x / LANES;
-    let last = min(row, params.rows - 1u);
-    let c = source[last];
-    let e = chosen[c];
-    var along = 0.0;
-    for (var i = local.x % LANES; i < params.width; i += LANES) {
-        along += weight_value(e, e * params.width + i) * d_y_rows[last * params.width + i];
-    }
-    let sum = sums_across_row(local.x, vec2<f32>(along, 0.0)).x;
-    if row < params.rows && local.x % LANES == 0u {
-        d_w[c] += sum;
     }
 }

@@ -108,6 +108,10 @@ fn experts_of_qwen3_moe() {
     assert_eq!(experts.up[1].weights[5].name, "model.layers.0.mlp.experts.5.up_proj.weight");
     // Experts and router are no targets of an adapter.
     assert!(d.layers.iter().all(|l| l.linears().count() == 4) && d.head_dim == 4);
+    let real = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/configs/qwen3-30b-a3b.json");
+    let fixture: Value = serde_json::from_str(&fs::read_to_string(&real).unwrap()).unwrap();
+    let published = ModelConfig::from_json(&real, &fixture["config"].to_string()).unwrap();
+    assert_eq!((published.parameters(), published.active_parameters()), (30_532_122_624, 3_353_032_704));
     // An expert's share: k of X experts per token.
     assert_eq!(d.active_parameters() + 4 * 4 * 3 * 16 * 8, d.parameters());
 

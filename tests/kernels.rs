@@ -185,6 +185,7 @@ kernels![
     delta_rule,
     dropout,
     embedding,
+    expert_bias,
     expert_rows,
     gated_rmsnorm,
     gather,

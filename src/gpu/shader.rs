@@ -37,6 +37,7 @@ shaders![
     "dropout",
     "embedding",
     "embedding_rows",
+    "expert_bias",
     "expert_rows",
     "gated_rmsnorm",
     "gather",

@@ -18,6 +18,7 @@ pub mod delta_rule;
 pub mod description;
 pub mod dropout;
 pub mod embedding;
+pub mod expert_bias;
 pub mod expert_rows;
 pub mod gated_rmsnorm;
 pub mod gather;
@@ -104,6 +105,7 @@ pub const REGISTRY: &[&dyn Kernel] = &[
     &add::AddKernels,
     &router::RouterKernels,
     &expert_rows::ExpertRowsKernels,
+    &expert_bias::ExpertBiasKernels,
     &activation::ActivationKernels,
     &pack::PackKernels,
     &gather::GatherKernels,

@@ -7,24 +7,22 @@ use std::collections::BTreeSet;
 
 use super::delta_net::{DeltaNetWeights, DeltaTokens};
 use super::description::{ModelConfig, NormKind, TokenMixer};
-use super::experts::ExpertsWeights;
 use super::kv_cache::KvCache;
-use super::linear::{Linear, LinearInput, LoraPass, WeightColumns};
+use super::linear::{Linear, LoraPass, WeightColumns};
 use super::mixer::MixerOutput;
+use super::mlp_weights::MlpWeights;
 use super::per_layer_inputs::{PerLayerIds, PerLayerWeights};
 use super::saved::{
     ActivationSaved, Attended, AttentionMixerSaved, ElementwiseSaved, ForwardSaved, LayerSaved, LayerState, MixerSaved,
-    MlpSaved, NormStats, ProductsSaved, RecomputePolicy, SavedDtype,
+    NormStats, ProductsSaved, RecomputePolicy, SavedDtype,
 };
 use super::shared_values::SharedValues;
 use super::trained_tokens::{TrainedTokenNumbers, TrainedTokens};
 use super::weights::Weight;
 use crate::gpu::{Gpu, Recording, Slot};
-use crate::kernels::activation::{MlpShape, activation_fwd};
 use crate::kernels::attention::SegmentTable;
 use crate::kernels::embedding::{TokenIds, VocabShard, embedding_fwd};
 use crate::kernels::logprob::{HeadShard, LmHead};
-use crate::kernels::matmul::row_absmax;
 use crate::kernels::rmsnorm::RmsnormRows;
 use crate::kernels::rope::{RopeCache, rotary_row};
 use crate::kernels::{add, layernorm, rmsnorm};
@@ -47,40 +45,6 @@ pub struct PerLayerBranchWeights {
     pub projection: Linear,
     /// Norm behind the projection: (D).
     pub post_norm: NormWeights,
-}
-
-/// Weights of the part of a layer behind its token mixer.
-#[derive(Debug, Clone)]
-pub enum MlpWeights {
-    /// MLP that every token passes.
-    Dense {
-        /// Projections that write the columns of gate and up.
-        up: Vec<Linear>,
-        /// Projection back to D.
-        down: Linear,
-    },
-    /// Mixture of experts.
-    Experts(ExpertsWeights),
-}
-
-impl MlpWeights {
-    /// Returns the linear layers of a dense MLP.
-    pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
-        let (up, down) = match self {
-            Self::Dense { up, down } => (up.as_slice(), Some(down)),
-            Self::Experts(_) => (&[][..], None),
-        };
-        up.iter().chain(down)
-    }
-
-    /// Returns whether the backward pass reads the input of the last product.
-    pub(super) fn reads_activation(&self) -> bool {
-        match self {
-            Self::Dense { down, .. } => down.trained(),
-            // The gradient of the router's weights is read off it, too.
-            Self::Experts(_) => true,
-        }
-    }
 }
 
 /// Weights of a layer.
@@ -232,16 +196,6 @@ pub(super) fn rows_of(slot: &Slot, rows: &std::ops::Range<usize>, width: usize) 
 }
 
 impl Decoder {
-    pub(super) fn mlp(&self, index: usize, t: usize) -> MlpShape {
-        let d = &self.description;
-        MlpShape { tokens: t, width: d.layers[index].d_ff, gated: d.gated, activation: d.activation }
-    }
-
-    /// Width of the MLP's input slot.
-    pub(super) fn up_width(&self, index: usize) -> usize {
-        self.description.layers[index].d_ff * if self.description.gated { 2 } else { 1 }
-    }
-
     /// Returns the LM head, divided into shards, for the log-prob kernels. `rows` is the number of rows to score.
     pub fn head(&self, rows: usize) -> LmHead<'_> {
         let w = self.head.as_ref().unwrap_or(&self.embedding);
@@ -418,53 +372,6 @@ impl Decoder {
         };
         let elementwise = ElementwiseSaved { x1: Some(x1), x2: Some(x2), a: Vec::new(), mixer: elementwise };
         LayerSaved { products, elementwise: Some(elementwise) }
-    }
-
-    /// Returns ranges of tokens whose MLP is computed at once. The MLP's activations are the widest of all, and each must fit a binding.
-    fn mlp_chunks(&self, gpu: &Gpu, index: usize, t: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
-        let width = match self.description.layers[index].experts() {
-            None => self.up_width(index),
-            Some(experts) => experts.top_k * self.up_width(index).max(self.description.d_model),
-        };
-        let most = gpu.caps().max_binding_bytes as usize / 4 / width;
-        // Slices of a slot must begin at multiples of 64 elements.
-        let rows = if t <= most { t } else { (most / 64 * 64).max(64) };
-        (0..t).step_by(rows.max(1)).map(move |first| first..(first + rows).min(t))
-    }
-
-    /// Computes the MLP of a range of tokens up to u, the output of its first products.
-    fn mlp_up(
-        &self,
-        rec: &mut Recording,
-        index: usize,
-        tokens: std::ops::Range<usize>,
-        x2: &Slot,
-        lora: LoraPass,
-    ) -> MlpSaved {
-        let up = match &self.layers[index].mlp {
-            MlpWeights::Dense { up, .. } => up,
-            MlpWeights::Experts(experts) => return self.experts_up(rec, index, experts, tokens, x2),
-        };
-        let lora = lora.from_token(tokens.start);
-        let (d, gpu, t, up_width) = (&self.description, rec.gpu(), tokens.len(), self.up_width(index));
-        let x2 = rows_of(x2, &tokens, d.d_model);
-        let u = gpu.alloc_activation(t * up_width);
-        let mut xa_up = Vec::new();
-        let absmax = row_absmax(rec, &x2, t, d.d_model);
-        let x2 = LinearInput { x: &x2, absmax: absmax.as_ref() };
-        for linear in up {
-            let y = WeightColumns { slot: &u, column: linear.module.column, stride: up_width };
-            xa_up.push(linear.forward(rec, t, x2, None, y, lora));
-        }
-        MlpSaved { tokens, u: ActivationSaved::F32(u), xa_up, xa_down: None, routing: None }
-    }
-
-    /// Computes the MLP's activation, (t, F) or (t·k, F), for a range of tokens from their u.
-    pub(super) fn activation(&self, rec: &mut Recording, index: usize, mlp: &MlpSaved, u: &Slot) -> Slot {
-        let shape = self.mlp(index, mlp.rows());
-        let a = rec.gpu().alloc_activation(shape.tokens * shape.width);
-        activation_fwd(rec, &shape, u, &a);
-        a
     }
 
     /// Computes the rest of a layer: the MLP's activation, its last product, norm and addition, and the branch of per-layer inputs. Returns the

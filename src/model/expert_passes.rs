@@ -15,7 +15,7 @@ use super::weights::Weight;
 use crate::gpu::{Recording, Slot};
 use crate::kernels::activation::activation_bwd;
 use crate::kernels::column_sum::column_sum;
-use crate::kernels::expert_rows::{RowSum, expert_rows_bwd, expert_rows_gather, expert_rows_sum};
+use crate::kernels::expert_rows::{RowSum, expert_rows_bwd, expert_rows_gather, expert_rows_sum, expert_rows_weigh};
 use crate::kernels::matmul::{
     Epilogue, ExpertTiling, LinearPass, MatmulDesc, MatmulOperands, OperandMatrix, matmul_highest,
 };
@@ -126,21 +126,21 @@ impl Decoder {
         let (mlp, sorted) = (self.mlp(index, shape.rows()), &routing.sorted);
         let of_tokens = |slot: &Slot| rows_of(slot, &s.tokens, d);
         let (x2, [d_branch, d_x2]) = (x2.map(of_tokens), [d_branch, d_x2].map(of_tokens));
-        let [of_rows, of_width] = [d, mlp.width].map(|width| [shape.t, shape.top_k, width]);
+        let of_rows = [shape.t, shape.top_k, d];
 
         let d_rows = gpu.alloc_activation(shape.rows() * d);
         expert_rows_gather(rec, of_rows, &sorted.source, &d_branch, &d_rows);
         let d_a = gpu.alloc_activation(shape.rows() * mlp.width);
         w.down.backward_x(rec, routing, (&d_rows, d), &d_a, false);
         let d_weights = gpu.alloc_activation(shape.rows());
-        let a_weighted = w.down.trained().then(|| gpu.alloc_activation(shape.rows() * mlp.width));
-        expert_rows_bwd(rec, of_width, sorted, &routing.choice, a, &d_a, &d_weights, a_weighted.as_ref());
-        if let Some(a_weighted) = &a_weighted {
-            w.down.backward_w(rec, routing, (&d_rows, d), a_weighted);
+        expert_rows_bwd(rec, mlp.width, sorted, &routing.choice, (a, &d_a), &d_weights);
+        if w.down.trained() {
+            let a_weighted = gpu.alloc_activation(shape.rows() * mlp.width);
+            expert_rows_weigh(rec, mlp.width, sorted, &routing.choice, a, &a_weighted);
+            w.down.backward_w(rec, routing, (&d_rows, d), &a_weighted);
         }
         w.down.bias_backward_weights(rec, routing, &d_rows, &d_weights);
         w.down.backward_bias(rec, routing, (&d_rows, d), true);
-        drop(a_weighted);
         let d_u = gpu.alloc_activation(shape.rows() * up_width);
         activation_bwd(rec, &mlp, u, &d_a, &d_u);
         drop(d_a);

@@ -10,7 +10,7 @@ use super::description::ExpertProjection;
 use super::saved::ExpertRouting;
 use super::weights::{RowShard, Weight};
 use crate::gpu::{Recording, Slot};
-use crate::kernels::expert_rows::{BiasColumns, expert_rows_bias, expert_rows_bwd_bias, expert_rows_bwd_bias_w};
+use crate::kernels::expert_bias::{BiasColumns, expert_bias_bwd, expert_bias_bwd_w, expert_bias_fwd};
 use crate::kernels::matmul::{
     ExpertMatrices, LinearPass, MatmulDesc, OperandMatrix, experts_matmul, experts_matmul_bwd_w,
 };
@@ -196,7 +196,7 @@ impl ExpertStack {
         }
         if let Some(bias) = &self.bias {
             for columns in self.bias_columns(stride) {
-                expert_rows_bias(rec, columns, &routing.sorted, &routing.choice, (bias.slot(), bias.storage), y);
+                expert_bias_fwd(rec, columns, &routing.sorted, &routing.choice, (bias.slot(), bias.storage), y);
             }
         }
     }
@@ -251,7 +251,7 @@ impl ExpertStack {
         let Some(d_bias) = self.bias.as_ref().and_then(Weight::grad) else { return };
         for columns in self.bias_columns(stride) {
             let choice = weighted.then_some(&routing.choice);
-            expert_rows_bwd_bias(rec, columns, &routing.sorted, choice, d_y, d_bias);
+            expert_bias_bwd(rec, columns, &routing.sorted, choice, d_y, d_bias);
         }
     }
 
@@ -265,7 +265,7 @@ impl ExpertStack {
     ) {
         let Some(bias) = &self.bias else { return };
         let of_bias = (bias.slot(), bias.storage);
-        expert_rows_bwd_bias_w(rec, self.n_out, &routing.sorted, &routing.choice, of_bias, d_y, d_weights);
+        expert_bias_bwd_w(rec, self.n_out, &routing.sorted, &routing.choice, of_bias, d_y, d_weights);
     }
 }
 

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use super::decoder::{Decoder, LayerWeights, MlpWeights, NormWeights, PerLayerBranchWeights};
+use super::decoder::{Decoder, LayerWeights, NormWeights, PerLayerBranchWeights};
 use super::delta_net::DeltaNetWeights;
 use super::description::{
     ExpertProjection, ExpertsConfig, LayerConfig, LinearSpec, MlpConfig, ModelConfig, NormKind, TensorSpec,
 };
 use super::experts::{ExpertStack, ExpertsWeights};
 use super::linear::{Linear, LoraWeights};
+use super::mlp_weights::MlpWeights;
 use super::per_layer_inputs::PerLayerWeights;
 use super::trained_tokens::{TrainedTokens, TrainedTokensSpec};
 use super::weights::{BaseDtype, FrozenTensor, TrainOptions, TrainedSpec, Weight, WeightArena, WeightSource};

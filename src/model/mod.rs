@@ -23,6 +23,8 @@ pub mod linear;
 pub mod load;
 pub mod lora_config;
 mod mixer;
+mod mlp_passes;
+pub mod mlp_weights;
 pub mod peft;
 mod per_layer_inputs;
 mod per_layer_passes;

@@ -344,7 +344,9 @@ def fuse_experts(tensors):
 def build(config, weights, dtype):
     """weights: name -> float32 array. Call inside Precision(dtype)."""
     config, weights = copy.deepcopy(config), fuse_experts(weights)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager").eval()
+    # The default for experts has no float64.
+    plain = dict(experts_implementation="eager") if config.model_type == "qwen3_moe" else {}
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager", **plain).eval()
     own, seen, stored = dict(model.named_parameters()), set(), model.state_dict()
     own.update((k, b) for k, b in model.named_buffers() if k in stored)  # layer_scalar of Gemma 4
     with torch.no_grad():
