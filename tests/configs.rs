@@ -65,7 +65,7 @@ fn configs_resolve_as_in_transformers() {
         assert_eq!(d.activation, activation);
         n += 1;
     }
-    assert_eq!(n, 28);
+    assert_eq!(n, 29);
 }
 
 /// Tensors of a checkpoint that transformers 5 holds as one: those of experts.

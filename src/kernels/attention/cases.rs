@@ -49,7 +49,13 @@ fn with_sinks() -> impl Iterator<Item = Box<dyn Case>> {
         let heads = plain(4, 2, head_dim);
         [(heads, SHAPES[1]), (masked(heads), SHAPES[3])].map(|(a, shape)| -> Box<dyn Case> {
             let allowed = variant.into_iter().collect();
-            Box::new(AttentionCase { a, sinks: true, batch: segments(shape), allowed, precision: MatmulPrecision::Highest })
+            Box::new(AttentionCase {
+                a,
+                sinks: true,
+                batch: segments(shape),
+                allowed,
+                precision: MatmulPrecision::Highest,
+            })
         })
     })
 }
