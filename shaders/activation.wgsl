@@ -1,13 +1,16 @@
 // gated: y[t,i] = f(u[t,i])·u[t,F+i], u: (T, 2F) as gate, up;   plain: y[t,i] = f(u[t,i]), u: (T, F)
 // silu: x·σ(x);   gelu: x·Φ(x), Φ by erf;   gelu_tanh: x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))
 // d_u = (f'(gate)·up·d_y, f(gate)·d_y);   d_u = f'(u)·d_y
+// clamped SwiGLU, gated: y = (v + 1)·g·σ(α·g), g = min(gate, c), v = min(max(up, −c), c); clamped values have no gradient
 
 import package::shared::grid::{flat_group};
 import package::shared::sigmoid::{sigmoid};
 import package::shared::value_f32::{Value, WIDTH};
 
 override WG: u32 = 64u;
-override KIND: u32 = 0u; // 0 silu, 1 gelu, 2 gelu_tanh
+override KIND: u32 = 0u; // 0 silu, 1 gelu, 2 gelu_tanh, 3 clamped SwiGLU
+override LIMIT: f32 = 7.0; // c of clamped SwiGLU
+override ALPHA: f32 = 1.0; // α of clamped SwiGLU
 
 struct ActivationParams {
     n: u32, // T × F
@@ -58,6 +61,26 @@ fn activate(x: Value) -> Activated {
     return Activated(0.5 * x * (1.0 + h), 0.5 * (1.0 + h) + 0.5 * x * (1.0 - h * h) * slope);
 }
 
+// y of a gate and an up, and its derivatives.
+struct Gated {
+    value: Value,
+    d_gate: Value,
+    d_up: Value,
+}
+
+fn gated(gate: Value, up: Value) -> Gated {
+    if KIND == 3u {
+        let limit = Value() + LIMIT;
+        let g = min(gate, limit);
+        let s = sigmoid(ALPHA * g);
+        let v = clamp(up, -limit, limit) + 1.0;
+        let slope = s * (1.0 + ALPHA * g * (1.0 - s));
+        return Gated(v * (g * s), select(Value(), v * slope, gate <= limit), select(Value(), g * s, abs(up) <= limit));
+    }
+    let f = activate(gate);
+    return Gated(f.value * up, f.slope * up, f.value);
+}
+
 // Returns the index of the gate that belongs to y's n-th Value: row·2F + column, in Values. Its up lies F elements behind it.
 fn gate_at(n: u32) -> u32 {
     let values = params.width / WIDTH;
@@ -76,9 +99,7 @@ fn activation_fwd(
     }
     if params.gated == 1u {
         let at = gate_at(n);
-        let gate = u[at];
-        let up = u[at + params.width / WIDTH];
-        y[n] = activate(gate).value * up;
+        y[n] = gated(u[at], u[at + params.width / WIDTH]).value;
     } else {
         y[n] = activate(u[n]).value;
     }
@@ -100,11 +121,9 @@ fn activation_bwd(
     let pull = d_y[n];
     if params.gated == 1u {
         let at = gate_at(n);
-        let gate = u[at];
-        let up = u[at + params.width / WIDTH];
-        let f = activate(gate);
-        d_u[at] = f.slope * up * pull;
-        d_u[at + params.width / WIDTH] = f.value * pull;
+        let y = gated(u[at], u[at + params.width / WIDTH]);
+        d_u[at] = y.d_gate * pull;
+        d_u[at + params.width / WIDTH] = y.d_up * pull;
     } else {
         d_u[n] = activate(u[n]).slope * pull;
     }

@@ -7,7 +7,8 @@
 // memory (2 × 16 × 65 × 4 = 8,320 bytes). Any M, N, K. Quantised weights are dequantised into the tile, four at a time.
 
 import package::shared::epilogue_none::{with_epilogue};
-import package::shared::product::{MatmulParams};
+import package::shared::product::{MatmulParams, ProductTile};
+import package::shared::product_tile::{product_tile};
 import package::shared::low_rank_none::{LOW_RANK, low_rank_x_value, low_rank_w_value};
 import package::shared::weight::{weight_value, weight_values};
 
@@ -26,19 +27,19 @@ const ROW = 65u; // one more than the tile, so that rows begin in different bank
 var<workgroup> a_tile: array<f32, 1040>; // (TILE_K, ROW)
 var<workgroup> b_tile: array<f32, 1040>;
 
-fn load_a(m: u32, k: u32) -> f32 {
-    if m >= params.m || k >= params.k {
+fn load_a(tile: ProductTile, m: u32, k: u32) -> f32 {
+    if m >= tile.m_end || k >= tile.k {
         return 0.0;
     }
-    return a[params.a_start + select(m * params.a_stride + k, k * params.a_stride + m, A_TRANSPOSED)];
+    return a[tile.a_start + select(m * params.a_stride + k, k * params.a_stride + m, A_TRANSPOSED)];
 }
 
-fn load_b(k: u32, n: u32) -> f32 {
-    if k >= params.k || n >= params.n {
+fn load_b(tile: ProductTile, k: u32, n: u32) -> f32 {
+    if k >= tile.k || n >= params.n {
         return 0.0;
     }
     let at = stored_b(k, n);
-    return weight_value(at.x, params.b_start + at.x * params.b_stride + at.y);
+    return weight_value(at.x, tile.b_start + at.x * params.b_stride + at.y);
 }
 
 // Returns the row and column of B as stored.
@@ -47,16 +48,16 @@ fn stored_b(k: u32, n: u32) -> vec2<u32> {
 }
 
 // Loads four elements of B, neighbours as stored, into their places in the tile.
-fn load_b_vec4(k0: u32, n0: u32, lane: u32) {
+fn load_b_vec4(tile: ProductTile, k0: u32, n0: u32, lane: u32) {
     let along_n = vec2<u32>(lane / (TILE / 4u), lane % (TILE / 4u) * 4u);
     let along_k = vec2<u32>(lane % (TILE_K / 4u) * 4u, lane / (TILE_K / 4u));
     let place = select(along_n, along_k, B_TRANSPOSED);
     let k = k0 + place.x;
     let n = n0 + place.y;
     var values = vec4<f32>();
-    if k < params.k && n < params.n {
+    if k < tile.k && n < params.n {
         let at = stored_b(k, n);
-        values = weight_values(at.x, params.b_start + at.x * params.b_stride + at.y);
+        values = weight_values(at.x, tile.b_start + at.x * params.b_stride + at.y);
     }
     let step = select(1u, ROW, B_TRANSPOSED);
     for (var s = 0u; s < 4u; s++) {
@@ -81,7 +82,7 @@ fn multiply_tiles(acc: ptr<function, array<vec4<f32>, 4>>, local: vec2<u32>) {
 }
 
 // Loads the second pair's tiles that begin at k0. A2 is never transposed.
-fn load_second(lane: u32, m0: u32, n0: u32, k0: u32) {
+fn load_second(tile: ProductTile, lane: u32, m0: u32, n0: u32, k0: u32) {
     for (var i = lane; i < TILE * TILE_K; i += 256u) {
         let at = vec2<u32>(i % TILE_K, i / TILE_K);
         let k = k0 + at.x;
@@ -90,7 +91,7 @@ fn load_second(lane: u32, m0: u32, n0: u32, k0: u32) {
         let place = at.x * ROW + at.y;
         a_tile[place] = 0.0;
         b_tile[place] = 0.0;
-        if k < params.k2 && m < params.m {
+        if k < params.k2 && m < tile.m_end {
             a_tile[place] = low_rank_x_value(m, k);
         }
         if k < params.k2 && n < params.n {
@@ -103,11 +104,15 @@ fn load_second(lane: u32, m0: u32, n0: u32, k0: u32) {
 @compute @workgroup_size(16, 16)
 fn matmul(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let group = params.first_group + in_part.xy;
-    let m0 = group.y * TILE;
+    let tile = product_tile(group.y, TILE);
+    let m0 = tile.m0;
+    if m0 >= tile.m_end {
+        return;
+    }
     let n0 = group.x * TILE;
     let lane = local.y * 16u + local.x;
     var acc: array<vec4<f32>, 4>;
-    for (var k0 = 0u; k0 < params.k; k0 += TILE_K) {
+    for (var k0 = 0u; k0 < tile.k; k0 += TILE_K) {
         workgroupBarrier();
         for (var i = lane; i < TILE * TILE_K; i += 256u) {
             // Neighbouring invocations read neighbouring elements, however the matrix is stored.
@@ -115,13 +120,13 @@ fn matmul(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_i
             let along_tile = vec2<u32>(i / TILE, i % TILE);
             let at_a = select(along_k, along_tile, A_TRANSPOSED);
             let at_b = select(along_tile, along_k, B_TRANSPOSED);
-            a_tile[at_a.x * ROW + at_a.y] = load_a(m0 + at_a.y, k0 + at_a.x);
+            a_tile[at_a.x * ROW + at_a.y] = load_a(tile, m0 + at_a.y, k0 + at_a.x);
             if !B_VEC4S {
-                b_tile[at_b.x * ROW + at_b.y] = load_b(k0 + at_b.x, n0 + at_b.y);
+                b_tile[at_b.x * ROW + at_b.y] = load_b(tile, k0 + at_b.x, n0 + at_b.y);
             }
         }
         if B_VEC4S {
-            load_b_vec4(k0, n0, lane);
+            load_b_vec4(tile, k0, n0, lane);
         }
         workgroupBarrier();
         multiply_tiles(&acc, local.xy);
@@ -129,7 +134,7 @@ fn matmul(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_i
     if LOW_RANK {
         for (var k0 = 0u; k0 < params.k2; k0 += TILE_K) {
             workgroupBarrier();
-            load_second(lane, m0, n0, k0);
+            load_second(tile, lane, m0, n0, k0);
             workgroupBarrier();
             multiply_tiles(&acc, local.xy);
         }
@@ -138,8 +143,8 @@ fn matmul(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_i
         let m = m0 + local.y + 16u * r;
         for (var s = 0u; s < 4u; s++) {
             let n = n0 + local.x + 16u * s;
-            if m < params.m && n < params.n {
-                let i = params.c_start + m * params.c_stride + n;
+            if m < tile.m_end && n < params.n {
+                let i = tile.c_start + m * params.c_stride + n;
                 var value = params.alpha * acc[r][s];
                 if params.accumulate == 1u {
                     value += c[i];

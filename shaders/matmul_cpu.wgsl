@@ -8,7 +8,8 @@
 //   matmul_unpack: C (K, N) = B in f32, where B is stored (N, K) if B_TRANSPOSED; dequantises B once for the other entry points
 
 import package::shared::epilogue_none::{with_epilogue};
-import package::shared::product::{MatmulParams};
+import package::shared::product::{MatmulParams, ProductTile};
+import package::shared::product_tile::{product_tile};
 import package::shared::low_rank_none::{LOW_RANK, low_rank_x_value, low_rank_w_vec4};
 import package::shared::weight::{weight_vec4};
 
@@ -24,8 +25,8 @@ const LANES = 8u;
 const ROWS = 8u;
 
 // Element (row, k) of A is at a_row(row) + k·a_step().
-fn a_row(row: u32) -> u32 {
-    return params.a_start + min(row, params.m - 1u) * select(params.a_stride, 1u, A_TRANSPOSED);
+fn a_row(tile: ProductTile, row: u32) -> u32 {
+    return tile.a_start + min(row, tile.m_end - 1u) * select(params.a_stride, 1u, A_TRANSPOSED);
 }
 
 fn a_step() -> u32 {
@@ -33,8 +34,8 @@ fn a_step() -> u32 {
 }
 
 // Returns the index of B's vec4 at column n, at most the last one. Results beyond the edge are never written.
-fn b_vec4(n: u32) -> u32 {
-    return params.b_start / 4u + min(n / 4u, (params.n - 1u) / 4u);
+fn b_vec4(tile: ProductTile, n: u32) -> u32 {
+    return tile.b_start / 4u + min(n / 4u, (params.n - 1u) / 4u);
 }
 
 // Returns the column of B2 (K2, N), clamped like `b_vec4`.
@@ -42,8 +43,8 @@ fn low_rank_w_column(n: u32) -> u32 {
     return min(n, (params.n - 1u) / 4u * 4u);
 }
 
-fn store(row: u32, n: u32, value: f32) {
-    let i = params.c_start + row * params.c_stride + n;
+fn store(tile: ProductTile, row: u32, n: u32, value: f32) {
+    let i = tile.c_start + row * params.c_stride + n;
     var sum = params.alpha * value;
     if ACCUMULATE {
         sum += c[i];
@@ -51,11 +52,11 @@ fn store(row: u32, n: u32, value: f32) {
     c[i] = with_epilogue(sum, n, i);
 }
 
-fn store_vec4(row: u32, n: u32, values: vec4<f32>) {
-    if row < params.m {
+fn store_vec4(tile: ProductTile, row: u32, n: u32, values: vec4<f32>) {
+    if row < tile.m_end {
         for (var s = 0u; s < 4u; s++) {
             if n + s < params.n {
-                store(row, n + s, values[s]);
+                store(tile, row, n + s, values[s]);
             }
         }
     }
@@ -64,18 +65,22 @@ fn store_vec4(row: u32, n: u32, values: vec4<f32>) {
 @compute @workgroup_size(LANES)
 fn matmul_rows(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let group = params.first_group + in_part.xy;
-    let m0 = group.y * ROWS;
+    let tile = product_tile(group.y, ROWS);
+    let m0 = tile.m0;
+    if m0 >= tile.m_end {
+        return;
+    }
     let n0 = (group.x * LANES * 2u + local.x) * 4u;
     let n1 = n0 + LANES * 4u;
-    let vec4s = vec2<u32>(b_vec4(n0), b_vec4(n1));
+    let vec4s = vec2<u32>(b_vec4(tile, n0), b_vec4(tile, n1));
     var rows: array<u32, 8>;
     for (var r = 0u; r < ROWS; r++) {
-        rows[r] = a_row(m0 + r);
+        rows[r] = a_row(tile, m0 + r);
     }
     let step = a_step();
     var acc0: array<vec4<f32>, 8>;
     var acc1: array<vec4<f32>, 8>;
-    for (var k = 0u; k < params.k; k++) {
+    for (var k = 0u; k < tile.k; k++) {
         let at = k * params.b_stride / 4u;
         let b0 = weight_vec4(k, at + vec4s.x);
         let b1 = weight_vec4(k, at + vec4s.y);
@@ -90,33 +95,34 @@ fn matmul_rows(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocat
             let b0 = low_rank_w_vec4(k, low_rank_w_column(n0));
             let b1 = low_rank_w_vec4(k, low_rank_w_column(n1));
             for (var r = 0u; r < ROWS; r++) {
-                let value = low_rank_x_value(min(m0 + r, params.m - 1u), k);
+                let value = low_rank_x_value(min(m0 + r, tile.m_end - 1u), k);
                 acc0[r] += value * b0;
                 acc1[r] += value * b1;
             }
         }
     }
     for (var r = 0u; r < ROWS; r++) {
-        store_vec4(m0 + r, n0, acc0[r]);
-        store_vec4(m0 + r, n1, acc1[r]);
+        store_vec4(tile, m0 + r, n0, acc0[r]);
+        store_vec4(tile, m0 + r, n1, acc1[r]);
     }
 }
 
 @compute @workgroup_size(LANES)
 fn matmul_narrow(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let group = params.first_group + in_part.xy;
-    let m0 = group.y * LANES * 4u + local.x;
+    let tile = product_tile(group.y, LANES * 4u);
+    let m0 = tile.m0 + local.x;
     let n0 = group.x * 8u;
     let n1 = n0 + 4u;
-    let vec4s = vec2<u32>(b_vec4(n0), b_vec4(n1));
+    let vec4s = vec2<u32>(b_vec4(tile, n0), b_vec4(tile, n1));
     var rows: array<u32, 4>;
     for (var r = 0u; r < 4u; r++) {
-        rows[r] = a_row(m0 + r * LANES);
+        rows[r] = a_row(tile, m0 + r * LANES);
     }
     let step = a_step();
     var acc0: array<vec4<f32>, 4>;
     var acc1: array<vec4<f32>, 4>;
-    for (var k = 0u; k < params.k; k++) {
+    for (var k = 0u; k < tile.k; k++) {
         let at = k * params.b_stride / 4u;
         let b0 = weight_vec4(k, at + vec4s.x);
         let b1 = weight_vec4(k, at + vec4s.y);
@@ -131,15 +137,15 @@ fn matmul_narrow(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoc
             let b0 = low_rank_w_vec4(k, low_rank_w_column(n0));
             let b1 = low_rank_w_vec4(k, low_rank_w_column(n1));
             for (var r = 0u; r < 4u; r++) {
-                let value = low_rank_x_value(min(m0 + r * LANES, params.m - 1u), k);
+                let value = low_rank_x_value(min(m0 + r * LANES, tile.m_end - 1u), k);
                 acc0[r] += value * b0;
                 acc1[r] += value * b1;
             }
         }
     }
     for (var r = 0u; r < 4u; r++) {
-        store_vec4(m0 + r * LANES, n0, acc0[r]);
-        store_vec4(m0 + r * LANES, n1, acc1[r]);
+        store_vec4(tile, m0 + r * LANES, n0, acc0[r]);
+        store_vec4(tile, m0 + r * LANES, n1, acc1[r]);
     }
 }
 
@@ -151,16 +157,20 @@ fn plus_vec4(sum: f32, i: u32, bs: vec4<f32>) -> f32 {
 @compute @workgroup_size(LANES)
 fn matmul_dots(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let group = params.first_group + in_part.xy;
-    let m0 = group.y * ROWS;
+    let tile = product_tile(group.y, ROWS);
+    let m0 = tile.m0;
+    if m0 >= tile.m_end {
+        return;
+    }
     let n = group.x * LANES + local.x;
     let row = min(n, params.n - 1u);
-    let vec4s = (params.b_start + row * params.b_stride) / 4u;
+    let vec4s = (tile.b_start + row * params.b_stride) / 4u;
     var rows: array<u32, 8>;
     for (var r = 0u; r < ROWS; r++) {
-        rows[r] = params.a_start + min(m0 + r, params.m - 1u) * params.a_stride;
+        rows[r] = tile.a_start + min(m0 + r, tile.m_end - 1u) * params.a_stride;
     }
     var acc: array<f32, 8>;
-    for (var k = 0u; k < params.k; k += 4u) {
+    for (var k = 0u; k < tile.k; k += 4u) {
         let bs = weight_vec4(row, vec4s + k / 4u);
         acc[0] = plus_vec4(acc[0], rows[0] + k, bs);
         acc[1] = plus_vec4(acc[1], rows[1] + k, bs);
@@ -175,7 +185,7 @@ fn matmul_dots(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocat
         for (var k = 0u; k < params.k2; k += 4u) {
             let bs = low_rank_w_vec4(row, k);
             for (var r = 0u; r < ROWS; r++) {
-                let m = min(m0 + r, params.m - 1u);
+                let m = min(m0 + r, tile.m_end - 1u);
                 acc[r] += low_rank_x_value(m, k) * bs.x;
                 acc[r] += low_rank_x_value(m, k + 1u) * bs.y;
                 acc[r] += low_rank_x_value(m, k + 2u) * bs.z;
@@ -187,8 +197,8 @@ fn matmul_dots(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocat
         return;
     }
     for (var r = 0u; r < ROWS; r++) {
-        if m0 + r < params.m {
-            store(m0 + r, n, acc[r]);
+        if m0 + r < tile.m_end {
+            store(tile, m0 + r, n, acc[r]);
         }
     }
 }

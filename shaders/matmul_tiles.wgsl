@@ -14,7 +14,8 @@
 // banks. PADDING is 0 where workgroup memory has no room for it.
 
 import package::shared::epilogue_none::{bias_vec4, with_epilogue_vec4};
-import package::shared::product::{MatmulParams};
+import package::shared::product::{MatmulParams, ProductTile};
+import package::shared::product_tile::{product_tile};
 import package::shared::low_rank_none::{LOW_RANK, low_rank_x_vec4, low_rank_w_vec4};
 import package::shared::weight::{STORED_AS_VALUES, decoded_vec4, prepare_weight, row_scale, stored_vec4};
 
@@ -89,13 +90,13 @@ struct BlockPlace {
 
 // Returns where an invocation's block n of the first slice lies. That slice begins `lead` before K does: such places wrap around, or are clamped
 // to K's beginning.
-fn first_place(lane: u32, n: u32, m0: u32, n0: u32, lead: u32, clamped: bool) -> BlockPlace {
+fn first_place(tile: ProductTile, lane: u32, n: u32, n0: u32, lead: u32, clamped: bool) -> BlockPlace {
     let in_a = is_in_a(lane, n);
     let along_k = select(B_ALONG_K, A_ALONG_K, in_a);
     let at = 4u * place(lane, along_k);
-    let outer = select(n0, m0, in_a) + at.y;
-    let end = select(params.n, params.m, in_a);
-    let start = select(params.b_start, params.a_start, in_a);
+    let outer = select(n0, tile.m0, in_a) + at.y;
+    let end = select(params.n, tile.m_end, in_a);
+    let start = select(tile.b_start, tile.a_start, in_a);
     let stride = select(params.b_stride, params.a_stride, in_a);
     let before = vec2<u32>(select(lead, 0u, along_k), select(lead * stride, lead, along_k) / 4u);
     var block: BlockPlace;
@@ -172,15 +173,15 @@ fn put_block(lane: u32, n: u32, block: StoredBlock, at: BlockPlace) {
 
 // Loads an invocation's block n of the second pair's slice that begins at k0, zeros beyond the edge. A2 is stored like an A that is not
 // transposed.
-fn load_second(lane: u32, n: u32, m0: u32, n0: u32, k0: u32) -> array<vec4<f32>, 4> {
+fn load_second(tile: ProductTile, lane: u32, n: u32, n0: u32, k0: u32) -> array<vec4<f32>, 4> {
     var row: u32;
     var column: u32;
     var end: vec2<u32>;
     if is_in_a(lane, n) {
         let at = 4u * place(lane, true);
-        row = m0 + at.y;
+        row = tile.m0 + at.y;
         column = k0 + at.x;
-        end = vec2<u32>(params.m, params.k2);
+        end = vec2<u32>(tile.m_end, params.k2);
     } else {
         let at = 4u * place(lane, B_TRANSPOSED);
         row = select(k0 + at.x, n0 + at.y, B_TRANSPOSED);
@@ -229,7 +230,10 @@ fn multiply_tiles(acc: ptr<function, Sums>, across: u32, down: u32) {
 @compute @workgroup_size(INVOCATIONS)
 fn matmul_tiles(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let group = params.first_group + in_part.xy;
-    let m0 = group.y * TILE;
+    let tile = product_tile(group.y, TILE);
+    if tile.m0 >= tile.m_end {
+        return;
+    }
     let n0 = group.x * TILE;
     let across = lane % ACROSS;
     let down = lane / ACROSS;
@@ -237,8 +241,8 @@ fn matmul_tiles(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoca
     for (var i = 0u; i < 4u * ROW_VEC4S * COLUMN_VEC4S; i++) {
         acc[i] = vec4<f32>();
     }
-    let slices = (params.k + K_TILE - 1u) / K_TILE;
-    let lead = slices * K_TILE - params.k;
+    let slices = (tile.k + K_TILE - 1u) / K_TILE;
+    let lead = slices * K_TILE - tile.k;
     var at: array<BlockPlace, BLOCKS>;
     var blocks: array<StoredBlock, BLOCKS>;
     var row_step: array<u32, BLOCKS>;
@@ -248,9 +252,9 @@ fn matmul_tiles(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoca
         let along_k = select(B_ALONG_K, A_ALONG_K, in_a);
         row_step[n] = select(K_TILE, 0u, along_k);
         vec4_step[n] = select(K_TILE * select(params.b_stride, params.a_stride, in_a), K_TILE, along_k) / 4u;
-        blocks[n] = load_first(lane, n, first_place(lane, n, m0, n0, lead, true), lead);
+        blocks[n] = load_first(lane, n, first_place(tile, lane, n, n0, lead, true), lead);
         // Of a single slice, the loop loads the same block again.
-        at[n] = first_place(lane, n, m0, n0, lead, slices == 1u);
+        at[n] = first_place(tile, lane, n, n0, lead, slices == 1u);
     }
     prepare_weight(lane, INVOCATIONS);
     for (var slice = 0u; slice < slices; slice++) {
@@ -274,7 +278,7 @@ fn matmul_tiles(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoca
         for (var k0 = 0u; k0 < params.k2; k0 += K_TILE) {
             workgroupBarrier();
             for (var n = 0u; n < BLOCKS; n++) {
-                let block = load_second(lane, n, m0, n0, k0);
+                let block = load_second(tile, lane, n, n0, k0);
                 if is_in_a(lane, n) {
                     put_into(0u, lane, block, true);
                 } else {
@@ -292,9 +296,9 @@ fn matmul_tiles(@builtin(workgroup_id) in_part: vec3<u32>, @builtin(local_invoca
             let columns_bias = bias_vec4(n);
             for (var r = 0u; r < ROW_VEC4S; r++) {
                 for (var i = 0u; i < 4u; i++) {
-                    let m = m0 + 4u * (down + r * DOWN) + i;
-                    if m < params.m {
-                        let at = (params.c_start + m * params.c_stride + n) / 4u;
+                    let m = tile.m0 + 4u * (down + r * DOWN) + i;
+                    if m < tile.m_end {
+                        let at = (tile.c_start + m * params.c_stride + n) / 4u;
                         var value = params.alpha * acc[4u * (r * COLUMN_VEC4S + s) + i];
                         if params.accumulate == 1u {
                             value += c[at];

@@ -36,6 +36,7 @@
 //! | N | predictions that are scored | L | layers |
 //! | D | model width | R | rank of an adapter |
 //! | H, K | query heads, key/value heads | E | head size |
+//! | X | experts of a layer | k | experts that a token is sent to |
 //!
 //! Matrices are (out, in), row-major, as in Hugging Face's linear layers; GPT-2's Conv1D weights are transposed on loading and back on
 //! saving. Entry points are `<op>_fwd` and `<op>_bwd_<wrt>`; gradients are `d_x`; names of tensors are Hugging Face's.
@@ -63,6 +64,9 @@
 //!      global norm, clipping, AdamW                       train::trainer
 //!       └─ sums and norm are read back; the host computes loss and metrics from them in f64 (objective, train::metrics)
 //! ```
+//!
+//! In a mixture of experts, the MLP's part is: router logits (T, X) → k experts per token, sorted by expert on the device → rows (T·k, D) in that
+//! order → gate,up → activation → down → each token's weighted sum ([`kernels::router`], [`kernels::expert_rows`]).
 //!
 //! A score is a sum of log-probabilities: of every token after the first for JPO, of the response and EOS for DPO. The reference is the
 //! starting policy unless told otherwise: the model without its new adapter, the adapter that the run started from (kept beside the one that is

@@ -4,6 +4,7 @@ use jointwise::gpu::{DeviceChoice, Gpu, MatmulPrecision, Variant};
 use jointwise::kernels::attention::{
     AttentionConfig, AttentionSaved, SegmentTable, WindowedHeads, attention_bwd, attention_fwd,
 };
+use jointwise::kernels::attention_sinks::{SinkRows, attention_sinks_bwd, attention_sinks_fwd};
 use jointwise::kernels::packed_batch::PackedBatch;
 use jointwise::rng::Rng;
 
@@ -112,6 +113,39 @@ fn check_on(gpu: &Gpu, name: &str, layers: &[(usize, Option<usize>)]) {
             assert!(other[i] != *rows && last(&moved, n)[i] != *rows, "{name}: output {i}");
         }
     }
+}
+
+/// Sinks far below every score change no bit, and have no gradient; sinks far above take all of the softmax.
+#[test]
+fn sinks_far_from_the_scores() {
+    let gpu = pollster::block_on(Gpu::open(&DeviceChoice::Best)).expect("a device");
+    let rows = SinkRows { tokens: 21, heads: HEADS, head_dim: 8 };
+    let n = rows.tokens * HEADS;
+    let values = |column: usize, n: usize| -> Vec<f32> { (0..n).map(|i| value(3, i, column)).collect() };
+    let (o, lse_keys, delta) = (values(0, 8 * n), values(1, n), values(2, n));
+    let run = |sink: f32| -> [Vec<f32>; 3] {
+        let [sinks, keys, outputs, terms] =
+            [&vec![sink; HEADS], &lse_keys, &o, &delta].map(|values| gpu.upload(values));
+        let [lse, d_sinks] = [n, HEADS].map(|n| gpu.alloc_activation(n));
+        let mut rec = gpu.record();
+        rec.clear(&d_sinks);
+        attention_sinks_fwd(&mut rec, &rows, &sinks, &keys, &outputs, &lse);
+        attention_sinks_bwd(&mut rec, &rows, &sinks, &lse, &terms, &d_sinks);
+        rec.submit();
+        let read = pollster::block_on(gpu.read::<f32>(&[&outputs, &lse, &d_sinks])).expect("readback");
+        let lens = [8 * n, n, HEADS];
+        [0, 1, 2].map(|i| read[i][..lens[i]].to_vec())
+    };
+    assert!(run(-1e30) == [o.clone(), lse_keys.clone(), vec![0.0; HEADS]]);
+    let [outputs, lse, d_sinks] = run(1e4);
+    assert!(outputs.iter().all(|&x| x == 0.0) && lse.iter().all(|&x| x == 1e4));
+    // All of delta goes to the sink.
+    for (head, d_sink) in d_sinks.iter().enumerate() {
+        let sum: f32 = delta.iter().skip(head).step_by(HEADS).sum();
+        assert!((d_sink + sum).abs() < 1e-4, "{d_sink} {sum}");
+    }
+    // The comparison sees sinks among the scores.
+    assert!(run(0.0)[0] != o && run(0.0)[1] != lse_keys);
 }
 
 #[test]

@@ -25,8 +25,13 @@ fn configs_resolve_as_in_transformers() {
         let fixture: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
         let d = ModelConfig::from_json(&path, &fixture["config"].to_string()).unwrap();
         let ours: BTreeMap<String, Value> = d.tensors().into_iter().map(|s| (s.name, json!(s.shape))).collect();
-        let theirs: BTreeMap<String, Value> =
-            fixture["tensors"].as_object().unwrap().iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+        // gpt-oss's checkpoints hold all experts in one tensor, too.
+        let splits = d.architecture != "GptOssForCausalLM";
+        let stored = |(name, shape): (&String, &Value)| match splits {
+            true => of_checkpoint(name, shape),
+            false => vec![(name.clone(), shape.clone())],
+        };
+        let theirs: BTreeMap<String, Value> = fixture["tensors"].as_object().unwrap().iter().flat_map(stored).collect();
         assert_eq!(ours, theirs, "{}", path.display());
 
         let r = &fixture["resolved"];
@@ -54,12 +59,130 @@ fn configs_resolve_as_in_transformers() {
         }
         let activation = match r["activation"].as_str() {
             Some("SiLUActivation") => Activation::Silu,
+            Some("GptOssExperts") => Activation::ClampedSwiglu { limit: 7.0, alpha: 1.702 },
             _ => Activation::GeluTanh,
         };
         assert_eq!(d.activation, activation);
         n += 1;
     }
-    assert_eq!(n, 27);
+    assert_eq!(n, 29);
+}
+
+/// Tensors of a checkpoint that transformers 5 holds as one: those of experts.
+fn of_checkpoint(name: &str, shape: &Value) -> Vec<(String, Value)> {
+    let Some((at, what)) = name.rsplit_once(".mlp.experts.") else { return vec![(name.into(), shape.clone())] };
+    let [experts, rows, columns] = [0, 1, 2].map(|i| shape[i].as_u64().expect("three dimensions"));
+    let parts = match what {
+        "gate_up_proj" => vec![("gate_proj", rows / 2), ("up_proj", rows / 2)],
+        other => vec![(other, rows)],
+    };
+    let tensor =
+        |e: u64, (part, rows): (&str, u64)| (format!("{at}.mlp.experts.{e}.{part}.weight"), json!([rows, columns]));
+    (0..experts).flat_map(|e| parts.iter().map(move |&part| tensor(e, part)).collect::<Vec<_>>()).collect()
+}
+
+/// Qwen3-MoE: layers with experts and with an MLP, both spellings of the number of experts, and what is refused.
+#[test]
+fn experts_of_qwen3_moe() {
+    let read = |changes: &[(&str, Value)]| {
+        let mut config = json!({"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_size": 16,
+            "intermediate_size": 24, "moe_intermediate_size": 8, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "num_hidden_layers": 4, "vocab_size": 40, "num_experts": 6, "num_experts_per_tok": 2});
+        changes.iter().for_each(|(field, value)| match value.as_str() {
+            Some("ABSENT") => drop(config.as_object_mut().unwrap().remove(*field)),
+            _ => config[*field] = value.clone(),
+        });
+        ModelConfig::from_json("m/config.json", &config.to_string())
+    };
+    let counts = |d: &ModelConfig| {
+        d.layers.iter().map(|l| (l.d_ff, l.experts().map(|e| (e.count, e.top_k)))).collect::<Vec<_>>()
+    };
+    let d = read(&[]).unwrap();
+    assert_eq!(counts(&d), [(8, Some((6, 2))); 4]);
+    let experts = d.layers[0].experts().unwrap();
+    // Weights add up to 1 only where `norm_topk_prob` is on.
+    assert!(
+        experts.over_all && !read(&[("norm_topk_prob", json!(true))]).unwrap().layers[0].experts().unwrap().over_all
+    );
+    assert_eq!(experts.router.name, "model.layers.0.mlp.gate");
+    assert_eq!(experts.up[1].weights[5].name, "model.layers.0.mlp.experts.5.up_proj.weight");
+    // Experts and router are no targets of an adapter.
+    assert!(d.layers.iter().all(|l| l.linears().count() == 4) && d.head_dim == 4);
+    let real = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/configs/qwen3-30b-a3b.json");
+    let fixture: Value = serde_json::from_str(&fs::read_to_string(&real).unwrap()).unwrap();
+    let published = ModelConfig::from_json(&real, &fixture["config"].to_string()).unwrap();
+    assert_eq!((published.parameters(), published.active_parameters()), (30_532_122_624, 3_353_032_704));
+    // An expert's share: k of X experts per token.
+    assert_eq!(d.active_parameters() + 4 * 4 * 3 * 16 * 8, d.parameters());
+
+    let d = read(&[("mlp_only_layers", json!([0])), ("decoder_sparse_step", json!(2))]).unwrap();
+    assert_eq!(counts(&d), [(24, None), (8, Some((6, 2))), (24, None), (8, Some((6, 2)))]);
+    assert_eq!(d.layers[0].linears().map(|m| m.name.as_str()).last(), Some("model.layers.0.mlp.down_proj"));
+    let d = read(&[("num_experts", json!("ABSENT")), ("num_local_experts", json!(3))]).unwrap();
+    assert_eq!(counts(&d)[0], (8, Some((3, 2))));
+    let windows = |more: &[(&str, Value)]| read(more).unwrap().layers.iter().map(|l| l.window).collect::<Vec<_>>();
+    assert_eq!(windows(&[("sliding_window", json!(5))]), [None; 4]);
+    assert_eq!(windows(&[("sliding_window", json!(5)), ("use_sliding_window", json!(true))]), [Some(5); 4]);
+
+    for (field, value, reason) in [
+        ("num_local_experts", json!(5), "6 contradicts `num_local_experts`, 5"),
+        ("num_experts", json!(1), "2 is more than num_experts = 1"),
+        ("num_experts", json!(5000), "expected a whole number in 1 ..= 1024, found 5000"),
+        ("num_experts_per_tok", json!(0), "expected a whole number in 1 ..= 1024, found 0"),
+        ("mlp_only_layers", json!(["0"]), "expected a list of layers' numbers"),
+        ("output_router_logits", json!(true), "adds the auxiliary loss of the router"),
+        ("n_routed_experts", json!(6), "6 is not supported"),
+    ] {
+        says(read(&[(field, value)]), &["m/config.json", reason]);
+    }
+}
+
+/// gpt-oss: windows, biases, sinks, experts, the rotary table of a file without one, and what is refused.
+#[test]
+fn layers_of_gpt_oss() {
+    let read = |changes: &[(&str, Value)]| {
+        let mut config = json!({"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "hidden_size": 16,
+            "intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3,
+            "vocab_size": 40, "head_dim": 8, "num_local_experts": 6, "hidden_act": "silu"});
+        changes.iter().for_each(|(field, value)| config[*field] = value.clone());
+        ModelConfig::from_json("m/config.json", &config.to_string())
+    };
+    let d = read(&[]).unwrap();
+    assert_eq!(d.layers.iter().map(|l| l.window).collect::<Vec<_>>(), [Some(128), None, Some(128)]);
+    assert!(d.layers.iter().all(|l| l.qkv.iter().chain([&l.out]).all(|m| m.bias) && l.d_ff == 24));
+    assert_eq!(d.layers[1].sinks.as_deref(), Some("model.layers.1.self_attn.sinks"));
+    assert_eq!(d.activation, Activation::ClampedSwiglu { limit: 7.0, alpha: 1.702 });
+    let experts = d.layers[0].experts().unwrap();
+    assert_eq!((experts.count, experts.top_k, experts.over_all, experts.router.bias), (6, 4, false, true));
+    let yarn = |original, attention_factor| RopeScaling::Yarn {
+        factor: 32.0,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        truncate: false,
+        original_max_positions: original,
+        attention_factor,
+    };
+    let magnitude = 0.1 * 32_f64.ln() + 1.0;
+    assert_eq!((d.ropes.len(), d.ropes[0].theta, &d.ropes[0].scaling), (1, 1.5e5, &yarn(4096.0, magnitude)));
+    let table = json!({"rope_type": "yarn", "factor": 32.0, "truncate": false, "original_max_position_embeddings": 64});
+    assert_eq!(read(&[("rope_scaling", table)]).unwrap().ropes[0].scaling, yarn(64.0, magnitude));
+
+    let d = read(&[("attention_bias", json!(false)), ("swiglu_limit", json!(3)), ("num_experts_per_tok", json!(1))]);
+    let d = d.unwrap();
+    assert!(d.layers[0].qkv.iter().all(|m| !m.bias) && !d.layers[0].out.bias);
+    assert_eq!(d.activation, Activation::ClampedSwiglu { limit: 3.0, alpha: 1.702 });
+    assert_eq!(d.layers[0].experts().unwrap().top_k, 1);
+
+    for (field, value, reason) in [
+        ("num_experts_per_tok", json!(7), "7 is more than num_local_experts = 6"),
+        ("swiglu_limit", json!(-1), "expected a number above 0"),
+        ("output_router_logits", json!(true), "adds the auxiliary loss of the router"),
+        ("sliding_window", json!(null), "has no value"),
+        ("layer_types", json!(["full_attention"]), "has 1 entries for num_hidden_layers = 3"),
+        ("rope_parameters", json!({"rope_type": "longrope"}), "`longrope` is supported for Phi3ForCausalLM only"),
+    ] {
+        says(read(&[(field, value)]), &["m/config.json", reason]);
+    }
 }
 
 /// Gemma 4: heads by layer type, layers that share keys and values, per-layer inputs, and what is refused.

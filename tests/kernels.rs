@@ -176,6 +176,7 @@ kernels![
     adamw,
     add,
     attention,
+    attention_sinks,
     causal_conv,
     ceiling,
     column_sum,
@@ -184,6 +185,8 @@ kernels![
     delta_rule,
     dropout,
     embedding,
+    expert_bias,
+    expert_rows,
     gated_rmsnorm,
     gather,
     global_norm,
@@ -196,6 +199,7 @@ kernels![
     pack,
     rmsnorm,
     rope,
+    router,
     sample,
 ];
 

@@ -490,6 +490,8 @@ families! {
     qwen3_5_wrapper: full(OURS, "qwen3_5-wrapper");
     gemma4_12b: full(OURS, "gemma4-12b");
     gemma4_e2b: full(OURS, "gemma4-e2b");
+    qwen3_moe: full(OURS, "qwen3_moe");
+    gpt_oss: full(OURS, "gpt_oss");
     lora_mistral: lora(OURS, "lora-mistral");
     public_gpt2: full(PUBLIC, "gpt2");
     public_llama: full(PUBLIC, "llama");

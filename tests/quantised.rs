@@ -85,6 +85,42 @@ fn values_are_those_of_other_programs() {
     }
 }
 
+/// Experts in MXFP4 are read as transformers reads them (make_mxfp4.py), and scores are those of the floats.
+#[test]
+fn experts_in_mxfp4() {
+    let (sandbox, name) = (Sandbox::new(), "mxfp4");
+    let (quantised, floats) = (model(&sandbox, name), floats(&sandbox, name));
+    let open = |path: &Path| OpenModel::open(path.to_str().unwrap(), BaseDtype::Auto).unwrap();
+    let (read, expected) = (open(&quantised), read_tensors(&folder(name).join("expected.safetensors")));
+    let specs = read.description.tensors();
+    assert_eq!(specs.len(), expected.len());
+    for spec in &specs {
+        assert!(read.checkpoint.values(spec).unwrap() == values(&expected[&spec.name]), "{}", spec.name);
+    }
+    let data = sandbox.write("rows.jsonl", rows("mistral-odd")[..2].join("\n"));
+    let score = |model: &Path| {
+        let args = ["score", "--model", model.to_str().unwrap(), "--data", &data, "--template", "plain"];
+        let ran = sandbox.run(&args).ok();
+        (ran.stdout.clone(), ran.stderr)
+    };
+    let (text, said) = score(&quantised);
+    assert!(said.contains("2 tensors in MXFP4 are read as bf16"), "{said}");
+    assert_eq!(text, score(&floats).0);
+    // The control: another code and another scale give other values; codes without scales are refused by name.
+    let experts = specs.iter().find(|spec| spec.name.ends_with("down_proj")).unwrap();
+    for part in ["down_proj_blocks", "down_proj_scales"] {
+        edit(&quantised.join("model.safetensors"), |tensors| {
+            let (_, tensor) = tensors.iter_mut().find(|(name, _)| name.ends_with(part)).unwrap();
+            tensor.bytes[0] ^= 1;
+        });
+        let changed = open(&quantised).checkpoint.values(experts).unwrap();
+        assert!(changed != values(&expected[&experts.name]), "{part}");
+    }
+    edit(&quantised.join("model.safetensors"), |tensors| tensors.retain(|name, _| !name.ends_with("down_proj_scales")));
+    let error = OpenModel::open(quantised.to_str().unwrap(), BaseDtype::Auto).err().unwrap().to_string();
+    assert!(error.contains("down_proj_scales") && error.contains("is missing"), "{error}");
+}
+
 /// Scores of a quantised checkpoint are those of its floats, bit by bit.
 #[test]
 fn scores_are_those_of_the_floats() {

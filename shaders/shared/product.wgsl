@@ -21,6 +21,20 @@ struct MatmulParams {
     low_rank_w_start: u32,
     low_rank_w_stride: u32,
     bias_start: u32,
+    first_expert: u32, // of `shared/product_tile_experts`: first expert whose matrix is bound, and how many of them are
+    n_experts: u32,
+    expert_stride: u32, // elements from an expert's matrix to the next one's, where they are counted from the binding's beginning
+    expert_words: u32,  // words from an expert's matrix to the next one's, where each is quantised alone
+}
+
+// Part of a product that a workgroup computes (`shared/product_tile`).
+struct ProductTile {
+    m0: u32,    // first row of A and C
+    m_end: u32, // end of the rows; at most m0 where there is nothing to compute
+    k: u32,     // terms of each sum
+    a_start: u32,
+    b_start: u32,
+    c_start: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: MatmulParams;

@@ -2,13 +2,14 @@
 //
 // 4-bit NormalFloat with double quantisation (QLoRA, arXiv 2305.14314). Blocks run over the matrix as stored, row after row. The matrix may
 // be a part of a larger one; its first block is then the `phase`-th of a group. Eight codes per word, the first in the low bits; four s per
-// word. Words of the binding (written by `src/kernels/storage.rs`):
+// word. Words from `weight_base` on (written by `src/kernels/storage.rs`):
 //   0: where s begins    1: where the groups begin    2: offset, f32    3: phase    4 .. 20: NF4, f32    20 .. 276: DYNAMIC, f32
 //   276 ..: q    then: s    then: group, f32
 
 // Its tables are looked up in memory, or in workgroup memory: `shared/nf4_lookup`, `shared/nf4_lookup_workgroup`.
 
 import package::shared::nf4_lookup::{dynamic_value, nf4_vec4, prepare_lookup};
+import package::shared::weight_base::{weight_base};
 
 @group(0) @binding(2) var<storage, read> weights: array<u32>;
 
@@ -20,16 +21,21 @@ fn prepare_weight(lane: u32, invocations: u32) {
 
 // Codes of a block's scale from that of the block on, the first in the low byte, and the scale of its group. Neither load waits for the other.
 fn stored_absmax(block: u32) -> vec2<u32> {
-    return vec2<u32>(weights[weights[0] + (block >> 2u)], weights[weights[1] + ((weights[3] + block) >> 8u)]);
+    let base = weight_base();
+    let groups = base + weights[base + 1u];
+    return vec2<u32>(
+        weights[base + weights[base] + (block >> 2u)],
+        weights[groups + ((weights[base + 3u] + block) >> 8u)],
+    );
 }
 
 fn absmax_of(stored: vec2<u32>, block: u32) -> f32 {
     let s = (stored.x >> (8u * (block & 3u))) & 255u;
-    return dynamic_value(s) * bitcast<f32>(stored.y) + bitcast<f32>(weights[2]);
+    return dynamic_value(s) * bitcast<f32>(stored.y) + bitcast<f32>(weights[weight_base() + 2u]);
 }
 
 fn weight_value(row: u32, i: u32) -> f32 {
-    let q = weights[CODES + (i >> 3u)] >> (4u * (i & 7u));
+    let q = weights[weight_base() + CODES + (i >> 3u)] >> (4u * (i & 7u));
     return nf4_vec4(q).x * absmax_of(stored_absmax(i >> 6u), i >> 6u);
 }
 
@@ -44,7 +50,7 @@ fn weight_vec4(row: u32, vec4_at: u32) -> vec4<f32> {
 const STORED_AS_VALUES = false;
 
 fn stored_vec4(vec4_at: u32, before: vec4<u32>) -> vec4<u32> {
-    return vec4<u32>(weights[CODES + (vec4_at >> 1u)], stored_absmax(vec4_at >> 4u), before.w);
+    return vec4<u32>(weights[weight_base() + CODES + (vec4_at >> 1u)], stored_absmax(vec4_at >> 4u), before.w);
 }
 
 // Blocks have scales; rows have none.

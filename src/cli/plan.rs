@@ -49,7 +49,7 @@ pub fn run(args: PlanArgs) -> Result<()> {
     }
     let PlannedRun { base_dtype, is_full, settings, recompute, step_work, memory_plan, peaks, changes } = found;
     let base_dtype = base_dtype.name();
-    let MemoryPlan { ledger, cost, trained } = memory_plan;
+    let MemoryPlan { ledger, cost, trained, model } = memory_plan;
     let estimate = data_sheet.map(|gpu| (gpu, gpu.estimate(&step_work, caps.matmul_precision)));
     if args.json {
         let roles: serde_json::Map<_, _> = ledger
@@ -58,8 +58,8 @@ pub fn run(args: PlanArgs) -> Result<()> {
             .filter_map(|(role, bytes)| Some((serde_json::to_value(role).ok()?.as_str()?.to_string(), json!(bytes))))
             .collect();
         let mut line = json!({
-            "peak_bytes": ledger.peak_bytes(), "roles": roles, "trained_parameters": trained,
-            "tokens": cost.tokens, "dispatches": cost.dispatches, "flops": cost.flops,
+            "peak_bytes": ledger.peak_bytes(), "roles": roles, "trained_parameters": trained, "parameters": model.parameters,
+            "active_parameters": model.active, "tokens": cost.tokens, "dispatches": cost.dispatches, "flops": cost.flops,
             "recompute": recompute, "peak_bytes_by_recompute": peaks.iter().copied().collect::<BTreeMap<_, _>>(),
             "base_dtype": base_dtype, "optim": settings.optim.name(),
             "param_dtype": settings.param_dtype.name(), "saved_dtype": settings.saved_dtype.name(), "device": caps.name,
@@ -71,7 +71,7 @@ pub fn run(args: PlanArgs) -> Result<()> {
         }
         return say!("{line}");
     }
-    say!("{} trained parameters; largest micro-batch {} tokens\n", trained, cost.tokens)?;
+    say!("{trained} trained parameters{}; largest micro-batch {} tokens\n", model.of_experts(), cost.tokens)?;
     for (role, bytes) in ledger.peak_by_role() {
         let name = serde_json::to_value(role).ok().and_then(|v| v.as_str().map(String::from)).unwrap_or_default();
         say!("{name:<12} {:>10.1} MiB", mib(bytes))?;

@@ -130,6 +130,16 @@ impl Slot {
         assert!(start + len <= self.len, "piece {start}+{len} of {self:?}");
         Self { buffer: self.buffer.clone(), offset: self.offset + start, len, reach: 0 }
     }
+    /// Returns the elements from the beginning of this slot to that of a later one in the same buffer; `None` for any other slot.
+    pub fn distance_to(&self, later: &Slot) -> Option<usize> {
+        if self.shares_buffer(later) { later.offset.checked_sub(self.offset) } else { None }
+    }
+    /// Returns the slot from the beginning of this one to the end of a later one in the same buffer.
+    pub fn through(&self, later: &Slot) -> Self {
+        let distance = self.distance_to(later);
+        let len = distance.unwrap_or_else(|| panic!("{later:?} is not behind {self:?}")) + later.len;
+        Self { buffer: self.buffer.clone(), offset: self.offset, len, reach: later.reach }
+    }
     /// Returns the slot between two guards; its bindings reach the guard behind.
     pub(super) fn between_guards(&self, guard: usize, len: usize) -> Self {
         Self { reach: guard, ..self.slice(guard, len) }

@@ -1,4 +1,4 @@
-//! Activation functions of the MLP, gated or plain: SiLU, GELU by erf, GELU by tanh.
+//! Activation functions of the MLP, gated or plain: SiLU, GELU by erf, GELU by tanh; and gpt-oss's clamped SwiGLU.
 
 use super::row_vec4s::{self, BASELINE, ROWS};
 use super::shapes::ModelShape;
@@ -8,7 +8,7 @@ use crate::gpu::{Caps, Recording, Shader, Slot, Variant, grid_1d};
 use crate::rng::Rng;
 
 /// Activation function f of the MLP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub enum Activation {
     /// x·σ(x).
     Silu,
@@ -16,10 +16,18 @@ pub enum Activation {
     Gelu,
     /// GELU's tanh form (`gelu_new`, `gelu_pytorch_tanh`).
     GeluTanh,
+    /// (v + 1)·g·σ(α·g) of a gated MLP, with g = min(gate, c), and v = up between −c and c: clamped values have no gradient
+    /// (`GptOssExperts` in transformers' `modeling_gpt_oss.py`).
+    ClampedSwiglu {
+        /// c, `swiglu_limit`.
+        limit: f32,
+        /// α.
+        alpha: f32,
+    },
 }
 
 /// Shape of an MLP's inner part: y = f(u), or f(gate)·up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MlpShape {
     /// T, the number of tokens.
     pub tokens: usize,
@@ -50,11 +58,20 @@ fn params(mlp: &MlpShape) -> ActivationParams {
 }
 
 fn shader(entry: &'static str, activation: Activation, value_width: usize) -> Shader {
-    let shader = Shader::new("activation", entry).with("WG", 64.0).with("KIND", f64::from(activation as u8));
+    let shader = Shader::new("activation", entry).with("WG", 64.0);
+    let shader = match activation {
+        Activation::Silu => shader.with("KIND", 0.0),
+        Activation::Gelu => shader.with("KIND", 1.0),
+        Activation::GeluTanh => shader.with("KIND", 2.0),
+        Activation::ClampedSwiglu { limit, alpha } => {
+            shader.with("KIND", 3.0).with("LIMIT", f64::from(limit)).with("ALPHA", f64::from(alpha))
+        }
+    };
     of_width(shader, value_width)
 }
 
 fn run(rec: &mut Recording, entry: &'static str, mlp: &MlpShape, slots: &[&Slot], flops: usize) {
+    assert!(mlp.gated || !matches!(mlp.activation, Activation::ClampedSwiglu { .. }), "clamped SwiGLU has a gate");
     let (n, value_width) = (mlp.tokens * mlp.width, row_vec4s::value_width(rec, &[mlp.width]));
     let shader = shader(entry, mlp.activation, value_width);
     rec.dispatch(&shader, &params(mlp), slots, grid_1d(n / value_width, 64), (flops * n) as u64);
@@ -73,7 +90,8 @@ pub fn activation_bwd(rec: &mut Recording, mlp: &MlpShape, u: &Slot, d_y: &Slot,
 /// Activation kernels: `activation_fwd`, `activation_bwd`.
 pub struct ActivationKernels;
 
-const KINDS: [Activation; 3] = [Activation::Silu, Activation::Gelu, Activation::GeluTanh];
+const CLAMPED: Activation = Activation::ClampedSwiglu { limit: 2.5, alpha: 1.702 };
+const KINDS: [Activation; 4] = [Activation::Silu, Activation::Gelu, Activation::GeluTanh, CLAMPED];
 
 impl Kernel for ActivationKernels {
     fn name(&self) -> &'static str {
@@ -96,7 +114,8 @@ impl Kernel for ActivationKernels {
         let rows = [(1, 4, true), (3, 68, true), (64, 12, false), (70, 64, true)];
         let each = baseline.map(|shape| (shape, BASELINE)).into_iter().chain(rows.map(|shape| (shape, ROWS)));
         let all = each.flat_map(|((tokens, width, gated), allowed)| {
-            KINDS.map(|activation| MlpCase { mlp: MlpShape { tokens, width, gated, activation }, allowed })
+            let kinds = KINDS.into_iter().filter(move |kind| gated || *kind != CLAMPED);
+            kinds.map(move |activation| MlpCase { mlp: MlpShape { tokens, width, gated, activation }, allowed })
         });
         all.map(|case| Box::new(case) as Box<dyn Case>).collect()
     }
@@ -126,8 +145,22 @@ fn phi(x: f64) -> f64 {
     0.5 + h / 3.0 * (density(0.0) + inner + density(x))
 }
 
+/// Computes y of a gate and an up, by definition, and its derivatives.
+fn gated(kind: Activation, gate: f64, up: f64) -> (f64, [f64; 2]) {
+    let Activation::ClampedSwiglu { limit, alpha } = kind else {
+        let f = activate(kind, gate);
+        return (f * up, [slope(kind, gate) * up, f]);
+    };
+    let (limit, alpha) = (f64::from(limit), f64::from(alpha));
+    let (g, v) = (gate.min(limit), up.max(-limit).min(limit) + 1.0);
+    let s = 1.0 / (1.0 + (-alpha * g).exp());
+    let d_gate = if gate <= limit { v * (s + alpha * g * s * (1.0 - s)) } else { 0.0 };
+    (v * g * s, [d_gate, if up.abs() <= limit { g * s } else { 0.0 }])
+}
+
 fn activate(kind: Activation, x: f64) -> f64 {
     match kind {
+        Activation::ClampedSwiglu { .. } => unreachable!("clamped SwiGLU has a gate"),
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::Gelu => x * phi(x),
         Activation::GeluTanh => {
@@ -138,6 +171,7 @@ fn activate(kind: Activation, x: f64) -> f64 {
 
 fn slope(kind: Activation, x: f64) -> f64 {
     match kind {
+        Activation::ClampedSwiglu { .. } => unreachable!("clamped SwiGLU has a gate"),
         Activation::Silu => {
             let s = 1.0 / (1.0 + (-x).exp());
             s * (1.0 + x * (1.0 - s))
@@ -169,7 +203,7 @@ impl Case for MlpCase {
         if !self.mlp.gated {
             return vec![x[0].iter().map(|&u| activate(kind, u)).collect()];
         }
-        let row = |u: &[f64]| (0..f).map(|i| activate(kind, u[i]) * u[f + i]).collect::<Vec<_>>();
+        let row = |u: &[f64]| (0..f).map(|i| gated(kind, u[i], u[f + i]).0).collect::<Vec<_>>();
         vec![x[0].chunks(2 * f).flat_map(row).collect()]
     }
     fn backward(&self, x: &[Vec<f64>], d_y: &[Vec<f64>]) -> Vec<Vec<f64>> {
@@ -178,8 +212,8 @@ impl Case for MlpCase {
             return vec![x[0].iter().zip(&d_y[0]).map(|(&u, d)| slope(kind, u) * d).collect()];
         }
         let row = |(u, d): (&[f64], &[f64])| {
-            let gate = (0..f).map(|i| slope(kind, u[i]) * u[f + i] * d[i]);
-            gate.chain((0..f).map(|i| activate(kind, u[i]) * d[i])).collect::<Vec<_>>()
+            let half = |part: usize| (0..f).map(move |i| gated(kind, u[i], u[f + i]).1[part] * d[i]);
+            half(0).chain(half(1)).collect::<Vec<_>>()
         };
         vec![x[0].chunks(2 * f).zip(d_y[0].chunks(f)).flat_map(row).collect()]
     }

@@ -203,7 +203,8 @@ pub struct AttentionSaved<'a> {
     pub lse: &'a Slot,
 }
 
-/// Computes d_qkv from d_o (T, H·E); all of d_qkv is written.
+/// Computes d_qkv from d_o (T, H·E); all of d_qkv is written. Returns delta (T, H), the product d_o·o of each head's row, from which the
+/// gradient of sinks follows.
 pub fn attention_bwd(
     rec: &mut Recording,
     a: &AttentionConfig,
@@ -212,7 +213,7 @@ pub fn attention_bwd(
     s: &SegmentTable,
     d_o: &Slot,
     d_qkv: &Slot,
-) {
+) -> Slot {
     let (params, table) = (params(a, l, s), s.table(a.windowed_heads()));
     let make = |entry| table.implementation.shader(entry, a.head_dim, a.softcap.is_some(), in_vec4s(a, l));
     let flops = table.pairs * (a.heads * a.head_dim) as u64;
@@ -244,6 +245,7 @@ pub fn attention_bwd(
         let work = work(per_pair, 2 * a.kv_heads);
         rec.dispatch_in_parts(&shader, &params, &slots, [keys, a.kv_heads as u32], work);
     }
+    delta
 }
 
 /// Attention kernels: forward, delta, d_q, and d_k with d_v, in four implementations.

@@ -9,16 +9,20 @@
 mod cases;
 mod coop;
 mod cpu;
+mod expert_cases;
+mod experts;
 mod lanes;
 mod operands;
 mod tiles;
 
 pub use coop::{row_absmax, scales_operands, weight_absmax};
+pub use experts::{ExpertMatrices, ExpertRows, ExpertTiling, experts_matmul, experts_matmul_bwd_w};
 pub use operands::{Epilogue, LowRank, MatmulOperands, OperandMatrix};
 
 use cases::{AccumulateCase, EpilogueCase, LinearCase, LowRankCase, ProductCase};
 use coop::CoopMatmul;
 use cpu::CpuMatmul;
+use expert_cases::ExpertCase;
 use operands::{MatmulParams, with_all, with_second};
 use tiles::TiledMatmul;
 
@@ -94,6 +98,11 @@ pub fn matmul(rec: &mut Recording, p: &MatmulDesc, a: OperandMatrix, b: OperandM
 pub fn matmul_with(rec: &mut Recording, p: &MatmulDesc, o: MatmulOperands) {
     let caps = rec.gpu().caps();
     launch(rec, p, o, &caps.variants, caps.matmul_precision);
+}
+
+/// Computes a product like [`matmul_with`] at the highest precision, whatever the device's is.
+pub fn matmul_highest(rec: &mut Recording, p: &MatmulDesc, o: MatmulOperands) {
+    launch(rec, p, o, &rec.gpu().caps().variants, MatmulPrecision::Highest);
 }
 
 fn launch(rec: &mut Recording, p: &MatmulDesc, o: MatmulOperands, allowed: &[Variant], precision: MatmulPrecision) {
@@ -257,6 +266,7 @@ impl Kernel for MatmulKernels {
                 all.extend(CoopMatmul::shaders(o, storage));
             }
             all.extend(cpu::shaders(storage));
+            all.extend(ExpertTiling::shaders(storage));
         }
         all.extend(lanes::shaders());
         all
@@ -325,11 +335,13 @@ impl Kernel for MatmulKernels {
                 all.push(Box::new(AccumulateCase { linear }));
             }
         }
+        all.extend(ExpertCase::all().into_iter().map(|case| Box::new(case) as Box<dyn Case>));
         all
     }
     fn benches(&self, model: &ModelShape, t: usize, caps: &Caps) -> Vec<Box<dyn Case>> {
         let cases = linears(model, t, &caps.variants, caps.matmul_precision);
-        cases.into_iter().map(|c| Box::new(c) as Box<dyn Case>).collect()
+        let experts = ExpertCase::benches(t, caps).map(|c| Box::new(c) as Box<dyn Case>);
+        cases.into_iter().map(|c| Box::new(c) as Box<dyn Case>).chain(experts).collect()
     }
     fn variant_cases(&self, variant: Variant, caps: &Caps) -> Vec<Box<dyn Case>> {
         // Without lanes, the device runs the baseline in their place.
@@ -366,6 +378,7 @@ impl Kernel for MatmulKernels {
         all.extend(LowRankCase::SHAPES.map(low_rank));
         all.extend(EpilogueCase::SHAPES.map(epilogue));
         all.push(Box::new(AccumulateCase { linear }));
+        all.extend(ExpertCase::of_variant(variant).into_iter().map(|case| Box::new(case) as Box<dyn Case>));
         all
     }
     fn precision_cases(&self, precision: MatmulPrecision) -> Vec<Box<dyn Case>> {

@@ -7,6 +7,7 @@ pub mod activation;
 pub mod adamw;
 pub mod add;
 pub mod attention;
+pub mod attention_sinks;
 mod case;
 pub mod causal_conv;
 pub mod ceiling;
@@ -17,6 +18,8 @@ pub mod delta_rule;
 pub mod description;
 pub mod dropout;
 pub mod embedding;
+pub mod expert_bias;
+pub mod expert_rows;
 pub mod gated_rmsnorm;
 pub mod gather;
 pub mod global_norm;
@@ -32,6 +35,7 @@ pub mod pack;
 pub mod packed_batch;
 pub mod rmsnorm;
 pub mod rope;
+pub mod router;
 mod row_vec4s;
 pub mod sample;
 pub mod shader_checks;
@@ -90,6 +94,7 @@ pub const REGISTRY: &[&dyn Kernel] = &[
     &rope::RopeKernels,
     &columns::ColumnsKernels,
     &attention::FlashAttention,
+    &attention_sinks::AttentionSinksKernels,
     &output_gate::OutputGateKernels,
     &causal_conv::CausalConvKernels,
     &l2norm::L2normKernels,
@@ -98,6 +103,9 @@ pub const REGISTRY: &[&dyn Kernel] = &[
     &gated_rmsnorm::GatedRmsnormKernels,
     &dropout::DropoutKernels,
     &add::AddKernels,
+    &router::RouterKernels,
+    &expert_rows::ExpertRowsKernels,
+    &expert_bias::ExpertBiasKernels,
     &activation::ActivationKernels,
     &pack::PackKernels,
     &gather::GatherKernels,

@@ -9,6 +9,7 @@ use super::saved::{Attended, AttentionMixerSaved, MixerElementwise, MixerSaved};
 use super::shared_values::{SharedGradients, SharedValues};
 use crate::gpu::{Recording, Slot};
 use crate::kernels::attention::{AttentionConfig, AttentionSaved, QkvLayout, attention_bwd, attention_fwd};
+use crate::kernels::attention_sinks::{SinkRows, attention_sinks_bwd, attention_sinks_fwd};
 use crate::kernels::columns::{SlotColumns, columns_copy};
 use crate::kernels::matmul::row_absmax;
 use crate::kernels::output_gate::{HeadPlace, output_gate_bwd, output_gate_copy, output_gate_fwd};
@@ -43,6 +44,10 @@ impl Decoder {
             softcap: d.attention_softcap,
             window: layer.window,
         }
+    }
+
+    fn sink_rows(&self, layer: &LayerConfig, tokens: usize) -> SinkRows {
+        SinkRows { tokens, heads: self.description.n_heads, head_dim: layer.head_dim }
     }
 
     fn rotating(&self, layer: &LayerConfig, t: usize) -> RopeHeads {
@@ -204,7 +209,14 @@ impl Decoder {
             }
             _ => attention_fwd(rec, &attention, &attention.packed(), qkv, qkv, &tokens.segments, &o, &lse),
         }
-        Attended { o, lse }
+        match &self.layers[index].sinks {
+            None => Attended { o, lse },
+            Some(sinks) => {
+                let with_sinks = gpu.alloc_activation(t * d.n_heads);
+                attention_sinks_fwd(rec, &self.sink_rows(layer, t), sinks.slot(), &lse, &o, &with_sinks);
+                Attended { o, lse: with_sinks }
+            }
+        }
     }
 
     /// Computes the gradients of the projections' outputs from d_y, that of the output projection's input; adds those of norms.
@@ -236,8 +248,11 @@ impl Decoder {
         let d_qkv = gpu.alloc_activation(t * width);
         let attention = self.attention(layer);
         let of_attention = AttentionSaved { qkv: &saved.qkv, o: &saved.o, lse: &saved.lse };
-        attention_bwd(rec, &attention, &attention.packed(), of_attention, &tokens.segments, &d_o, &d_qkv);
-        drop(d_o);
+        let delta = attention_bwd(rec, &attention, &attention.packed(), of_attention, &tokens.segments, &d_o, &d_qkv);
+        if let Some((sinks, d_sinks)) = self.layers[index].sinks.as_ref().and_then(|w| Some((w.slot(), w.grad()?))) {
+            attention_sinks_bwd(rec, &self.sink_rows(layer, t), sinks, &saved.lse, &delta, d_sinks);
+        }
+        drop((delta, d_o));
         self.lend_backward(rec, index, t, &d_qkv, shared);
         if let Some(i) = layer.rope {
             rope(rec, &self.rotating(layer, t), true, &tokens.rotary_rows, &self.turns[i], &d_qkv);

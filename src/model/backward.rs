@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::decoder::{Decoder, NormWeights, TokenSlots, rows_of};
+use super::decoder::{Decoder, NormWeights, TokenSlots};
 use super::description::{NormKind, TokenMixer};
-use super::linear::{Linear, LoraPass, WeightColumns};
-use super::saved::{ActivationSaved, ForwardSaved, LayerSaved, MixerSaved, MlpSaved};
+use super::linear::{Linear, WeightColumns};
+use super::saved::{ActivationSaved, ForwardSaved, LayerSaved, MixerSaved};
 use super::shared_values::SharedGradients;
 use super::weights::Weight;
 use crate::gpu::{Recording, Slot};
-use crate::kernels::activation::activation_bwd;
 use crate::kernels::embedding::{VocabShard, embedding_bwd_w};
 use crate::kernels::rmsnorm::RmsnormRows;
 use crate::kernels::{add, layernorm, rmsnorm};
@@ -141,7 +140,7 @@ impl Decoder {
         for (i, mlp) in s.mlp.iter().enumerate() {
             let u = mlp.u.read(rec);
             let kept_a = kept.and_then(|e| e.a.get(i).cloned());
-            let a = w.down.trained().then(|| kept_a.unwrap_or_else(|| self.activation(rec, index, mlp, &u)));
+            let a = w.mlp.reads_activation().then(|| kept_a.unwrap_or_else(|| self.activation(rec, index, mlp, &u)));
             self.mlp_backward(rec, index, mlp, &u, [a.as_ref(), x2.as_ref()], d_branch, &d_x2, lora);
         }
         drop(x2);
@@ -196,38 +195,6 @@ impl Decoder {
             }
             (_, MixerSaved::Attention(saved)) => self.attention_output(rec, index, t, saved),
             (TokenMixer::Attention { .. }, MixerSaved::DeltaNet(_)) => unreachable!("a layer saves its own mixer"),
-        }
-    }
-
-    /// Computes d_x2 (T, D) for a range of tokens from their rows of d_branch (T, D). Adds to d_x2 where the MLP has no norm before it. The
-    /// inputs of the last product and of the first ones may be absent where nothing of these is trained.
-    #[expect(clippy::too_many_arguments, reason = "values of the forward pass, and slots for gradients")]
-    fn mlp_backward(
-        &self,
-        rec: &mut Recording,
-        index: usize,
-        s: &MlpSaved,
-        u: &Slot,
-        [a, x2]: [Option<&Slot>; 2],
-        d_branch: &Slot,
-        d_x2: &Slot,
-        lora: LoraPass,
-    ) {
-        let lora = lora.from_token(s.tokens.start);
-        let (d, gpu, t, up_width) = (&self.description, rec.gpu(), s.tokens.len(), self.up_width(index));
-        let (w, shape) = (&self.layers[index], self.mlp(index, t));
-        let rows = |slot| rows_of(slot, &s.tokens, d.d_model);
-        let (x2, [d_branch, d_x2]) = (x2.map(rows), [d_branch, d_x2].map(rows));
-        let d_a = gpu.alloc_activation(t * shape.width);
-        let d_out = WeightColumns::all(&d_branch, d.d_model);
-        w.down.backward(rec, t, a, s.xa_down.as_ref(), d_out, Some(&d_a), false, lora);
-        let d_u = gpu.alloc_activation(t * up_width);
-        activation_bwd(rec, &shape, u, &d_a, &d_u);
-        drop(d_a);
-        for (i, linear) in w.up.iter().enumerate() {
-            let d_y = WeightColumns { slot: &d_u, column: linear.module.column, stride: up_width };
-            let accumulate = i > 0 || w.mlp_norm.is_none();
-            linear.backward(rec, t, x2.as_ref(), s.xa_up[i].as_ref(), d_y, Some(&d_x2), accumulate, lora);
         }
     }
 

@@ -9,15 +9,17 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::description::{
-    Activation, DeltaNetConfig, KeysValues, LayerConfig, LinearSpec, ModelConfig, NormKind, NormSpec, QkNorm,
-    TokenMixer,
+    Activation, DeltaNetConfig, KeysValues, LayerConfig, LinearSpec, MlpConfig, ModelConfig, NormKind, NormSpec,
+    QkNorm, TokenMixer,
 };
 use super::families::{
     AttentionBias, FAMILIES, FamilySpec, ModelFamily, REFUSED, WRAPPERS, Windows, WrapperSpec, limit,
 };
 use crate::error::{Error, Result};
 
+mod experts;
 mod gemma4;
+mod gpt_oss;
 mod rotary;
 
 /// JSON object of the file, with its place for messages.
@@ -191,13 +193,13 @@ impl ConfigReader<'_> {
         let (n_layers, rule) = (rotates.len(), family.windows);
         let on = match rule {
             Windows::None => false,
-            Windows::From | Windows::NotRotated => self.flag("use_sliding_window", false)?,
+            Windows::From | Windows::NotRotated | Windows::AllIfUsed(_) => self.flag("use_sliding_window", false)?,
             Windows::All(_) | Windows::ExceptEvery(..) => true,
         };
         let default = match rule {
             Windows::All(default) => default,
             Windows::NotRotated => None,
-            Windows::ExceptEvery(_, default) => Some(default),
+            Windows::ExceptEvery(_, default) | Windows::AllIfUsed(default) => Some(default),
             Windows::None | Windows::From => Some(4096),
         };
         let window = match on {
@@ -219,7 +221,7 @@ impl ConfigReader<'_> {
         };
         let slides = |i: usize| match rule {
             Windows::None => false,
-            Windows::All(_) => window.is_some(),
+            Windows::All(_) | Windows::AllIfUsed(_) => window.is_some(),
             Windows::ExceptEvery(..) => !(i + 1).is_multiple_of(period),
             Windows::From => window.is_some() && i as u64 >= full_below,
             Windows::NotRotated => window.is_some() && !rotates[i],
@@ -236,7 +238,7 @@ impl ConfigReader<'_> {
         };
         if let Some(types) = types {
             let listed = self.layer_types(types, family, n_layers)?;
-            if matches!(rule, Windows::None | Windows::All(_)) && listed != slides {
+            if matches!(rule, Windows::None | Windows::All(_) | Windows::AllIfUsed(_)) && listed != slides {
                 return Err(self.bad("layer_types", format!("a {} has layers of one kind only", family.architecture)));
             }
             slides = listed;
@@ -418,10 +420,13 @@ fn gpt2(c: &ConfigReader, family: &FamilySpec) -> Result<ModelConfig> {
             mlp_post_norm: None,
             q_norm: None,
             k_norm: None,
+            sinks: None,
             qkv: vec![conv(format!("{at}.attn.c_attn"), 3 * d, d)],
             out: conv(format!("{at}.attn.c_proj"), d, d),
-            up: vec![conv(format!("{at}.mlp.c_fc"), f, d)],
-            down: conv(format!("{at}.mlp.c_proj"), d, f),
+            mlp: MlpConfig::Dense {
+                up: vec![conv(format!("{at}.mlp.c_fc"), f, d)],
+                down: conv(format!("{at}.mlp.c_proj"), d, f),
+            },
             per_layer: None,
             scalar: None,
         }
@@ -505,6 +510,11 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
     let base = if wrapper.is_some() { "model.language_model" } else { "model" };
     let of_gemma4 =
         if gemma4 { Some(gemma4::Gemma4Layers::read(c, family, base, [d, h, kv, e, f], &windows)?) } else { None };
+    let of_experts = match kind {
+        ModelFamily::Qwen3Moe => Some(experts::ExpertLayers::of_qwen3(c, n_layers)?),
+        ModelFamily::GptOss => Some(experts::ExpertLayers::of_gpt_oss(c, n_layers)?),
+        _ => None,
+    };
     let ropes = match &of_gemma4 {
         Some(layers) => c.gemma4_ropes(family, layers.head_dims(), max_positions)?,
         None if rotates.contains(&true) => c.ropes(family, e, max_positions)?,
@@ -518,6 +528,10 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
         AttentionBias::QkvByField => (c.flag("attention_bias", true)?, false),
         AttentionBias::ByField => {
             let bias = c.flag("attention_bias", false)?;
+            (bias, bias)
+        }
+        AttentionBias::AllByField => {
+            let bias = c.flag("attention_bias", true)?;
             (bias, bias)
         }
     };
@@ -537,6 +551,9 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
         let own = of_gemma4.as_ref().map(|layers| layers.layer(i));
         let (kv, e, f) = own.as_ref().map_or((kv, e, f), |own| (own.n_kv_heads, own.head_dim, own.d_ff));
         let keys_values = own.as_ref().map_or(KeysValues::Own, |own| own.keys_values);
+        let experts = of_experts.as_ref().and_then(|experts| experts.layer(&at, i, d));
+        let f = experts.as_ref().map_or(f, |(width, _)| *width);
+        let experts = experts.map(|(_, experts)| MlpConfig::Experts(experts));
         let (q, k) = (h * e, kv * e);
         let q_rows = if output_gate { 2 * q } else { q };
         let up_width = 2 * f / family.mlp.up.len();
@@ -558,6 +575,7 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
             mlp_post_norm: family.norms.mlp_post.map(named),
             q_norm: qk_norm("self_attn.q_norm"),
             k_norm: qk_norm("self_attn.k_norm").filter(|_| !matches!(keys_values, KeysValues::OfLayer(_))),
+            sinks: (kind == ModelFamily::GptOss).then(|| named("self_attn.sinks")),
             qkv: match keys_values {
                 KeysValues::Own if family.fused_qkv => vec![attn("qkv_proj", q + 2 * k, 0)],
                 KeysValues::Own => vec![attn("q_proj", q_rows, 0), attn("k_proj", k, q), attn("v_proj", k, q + k)],
@@ -565,8 +583,10 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
                 KeysValues::OfLayer(_) => vec![attn("q_proj", q_rows, 0)],
             },
             out: module(named("self_attn.o_proj"), d, q, 0, out_bias),
-            up: family.mlp.up.iter().enumerate().map(up).collect(),
-            down: module(named(family.mlp.down), d, f, 0, mlp_bias),
+            mlp: experts.unwrap_or_else(|| MlpConfig::Dense {
+                up: family.mlp.up.iter().enumerate().map(up).collect(),
+                down: module(named(family.mlp.down), d, f, 0, mlp_bias),
+            }),
             per_layer: own.and_then(|own| own.per_layer),
             scalar: gemma4.then(|| named("layer_scalar")),
         };
@@ -625,7 +645,10 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
         attention_scale: attention_scale as f32,
         attention_softcap: attention_cap.map(|x| x as f32),
         logit_softcap: logit_cap.map(|x| x as f32),
-        activation: c.activation(act_field, act_default)?,
+        activation: match kind {
+            ModelFamily::GptOss => c.clamped_swiglu()?,
+            _ => c.activation(act_field, act_default)?,
+        },
         gated: true,
         embed_scale: if gemma { (d as f64).sqrt() } else { multiplier("embedding_multiplier")? } as f32,
         per_layer_inputs: of_gemma4.and_then(|layers| layers.inputs),

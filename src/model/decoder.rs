@@ -8,22 +8,21 @@ use std::collections::BTreeSet;
 use super::delta_net::{DeltaNetWeights, DeltaTokens};
 use super::description::{ModelConfig, NormKind, TokenMixer};
 use super::kv_cache::KvCache;
-use super::linear::{Linear, LinearInput, LoraPass, WeightColumns};
+use super::linear::{Linear, LoraPass, WeightColumns};
 use super::mixer::MixerOutput;
+use super::mlp_weights::MlpWeights;
 use super::per_layer_inputs::{PerLayerIds, PerLayerWeights};
 use super::saved::{
     ActivationSaved, Attended, AttentionMixerSaved, ElementwiseSaved, ForwardSaved, LayerSaved, LayerState, MixerSaved,
-    MlpSaved, NormStats, ProductsSaved, RecomputePolicy, SavedDtype,
+    NormStats, ProductsSaved, RecomputePolicy, SavedDtype,
 };
 use super::shared_values::SharedValues;
 use super::trained_tokens::{TrainedTokenNumbers, TrainedTokens};
 use super::weights::Weight;
 use crate::gpu::{Gpu, Recording, Slot};
-use crate::kernels::activation::{MlpShape, activation_fwd};
 use crate::kernels::attention::SegmentTable;
 use crate::kernels::embedding::{TokenIds, VocabShard, embedding_fwd};
 use crate::kernels::logprob::{HeadShard, LmHead};
-use crate::kernels::matmul::row_absmax;
 use crate::kernels::rmsnorm::RmsnormRows;
 use crate::kernels::rope::{RopeCache, rotary_row};
 use crate::kernels::{add, layernorm, rmsnorm};
@@ -61,16 +60,16 @@ pub struct LayerWeights {
     pub q_norm: Option<NormWeights>,
     /// Norm of the keys.
     pub k_norm: Option<NormWeights>,
+    /// Sinks of attention: (H).
+    pub sinks: Option<Weight>,
     /// Projection of the mixer's output.
     pub out: Linear,
     /// Norm after attention.
     pub attn_post_norm: Option<NormWeights>,
     /// Norm before the MLP.
     pub mlp_norm: Option<NormWeights>,
-    /// Projections that write the columns of gate and up.
-    pub up: Vec<Linear>,
-    /// Projection back to D.
-    pub down: Linear,
+    /// Part behind the token mixer: an MLP, or a mixture of them.
+    pub mlp: MlpWeights,
     /// Norm after the MLP.
     pub mlp_post_norm: Option<NormWeights>,
     /// Branch of the per-layer inputs.
@@ -83,14 +82,18 @@ impl LayerWeights {
     /// Returns the linear layers, in the order of [`super::description::LayerConfig::linears`].
     pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
         let branch = self.per_layer.iter().flat_map(|branch| [&branch.gate, &branch.projection]);
-        self.qkv.iter().chain([&self.out]).chain(&self.up).chain([&self.down]).chain(branch)
+        self.qkv.iter().chain([&self.out]).chain(self.mlp.linears()).chain(branch)
     }
 
     /// Returns whether the backward pass reads the inputs of linear layers, because one of these is trained: the token mixer's input, that of
     /// its output projection, and the MLP's.
     pub(super) fn reads_inputs(&self) -> [bool; 3] {
         let is_trained = |linears: &[Linear]| linears.iter().any(Linear::trained);
-        [is_trained(&self.qkv), self.out.trained(), is_trained(&self.up)]
+        let reads_x2 = match &self.mlp {
+            MlpWeights::Dense { up, .. } => is_trained(up),
+            MlpWeights::Experts(experts) => experts.trained(),
+        };
+        [is_trained(&self.qkv), self.out.trained(), reads_x2]
     }
 }
 
@@ -193,16 +196,6 @@ pub(super) fn rows_of(slot: &Slot, rows: &std::ops::Range<usize>, width: usize) 
 }
 
 impl Decoder {
-    pub(super) fn mlp(&self, index: usize, t: usize) -> MlpShape {
-        let d = &self.description;
-        MlpShape { tokens: t, width: d.layers[index].d_ff, gated: d.gated, activation: d.activation }
-    }
-
-    /// Width of the MLP's input slot.
-    pub(super) fn up_width(&self, index: usize) -> usize {
-        self.description.layers[index].d_ff * if self.description.gated { 2 } else { 1 }
-    }
-
     /// Returns the LM head, divided into shards, for the log-prob kernels. `rows` is the number of rows to score.
     pub fn head(&self, rows: usize) -> LmHead<'_> {
         let w = self.head.as_ref().unwrap_or(&self.embedding);
@@ -381,45 +374,6 @@ impl Decoder {
         LayerSaved { products, elementwise: Some(elementwise) }
     }
 
-    /// Returns ranges of tokens whose MLP is computed at once. The MLP's activations are the widest of all, and each must fit a binding.
-    fn mlp_chunks(&self, gpu: &Gpu, index: usize, t: usize) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
-        let most = gpu.caps().max_binding_bytes as usize / 4 / self.up_width(index);
-        // Slices of a slot must begin at multiples of 64 elements.
-        let rows = if t <= most { t } else { (most / 64 * 64).max(64) };
-        (0..t).step_by(rows.max(1)).map(move |first| first..(first + rows).min(t))
-    }
-
-    /// Computes the MLP of a range of tokens up to u, the output of its first products.
-    fn mlp_up(
-        &self,
-        rec: &mut Recording,
-        index: usize,
-        tokens: std::ops::Range<usize>,
-        x2: &Slot,
-        lora: LoraPass,
-    ) -> MlpSaved {
-        let lora = lora.from_token(tokens.start);
-        let (d, gpu, t, up_width) = (&self.description, rec.gpu(), tokens.len(), self.up_width(index));
-        let x2 = rows_of(x2, &tokens, d.d_model);
-        let u = gpu.alloc_activation(t * up_width);
-        let mut xa_up = Vec::new();
-        let absmax = row_absmax(rec, &x2, t, d.d_model);
-        let x2 = LinearInput { x: &x2, absmax: absmax.as_ref() };
-        for linear in &self.layers[index].up {
-            let y = WeightColumns { slot: &u, column: linear.module.column, stride: up_width };
-            xa_up.push(linear.forward(rec, t, x2, None, y, lora));
-        }
-        MlpSaved { tokens, u: ActivationSaved::F32(u), xa_up, xa_down: None }
-    }
-
-    /// Computes the MLP's activation (t, F) for a range of tokens from their u.
-    pub(super) fn activation(&self, rec: &mut Recording, index: usize, mlp: &MlpSaved, u: &Slot) -> Slot {
-        let shape = self.mlp(index, mlp.tokens.len());
-        let a = rec.gpu().alloc_activation(shape.tokens * shape.width);
-        activation_fwd(rec, &shape, u, &a);
-        a
-    }
-
     /// Computes the rest of a layer: the MLP's activation, its last product, norm and addition, and the branch of per-layer inputs. Returns the
     /// layer's output (T, D).
     fn layer_output(
@@ -441,9 +395,18 @@ impl Decoder {
                 let a = self.activation(rec, index, mlp, &u);
                 let rows = |slot: &Slot| rows_of(slot, &mlp.tokens, d);
                 let (residual, y, n) = (residual.map(rows), rows(y), mlp.tokens.len());
-                let lora = lora.from_token(mlp.tokens.start);
-                mlp.xa_down = w.down.forward(rec, n, (&a).into(), residual.as_ref(), WeightColumns::all(&y, d), lora);
-                if let Some(elementwise) = elementwise.as_mut().filter(|_| w.down.trained()) {
+                let residual = residual.as_ref();
+                match (&w.mlp, &mlp.routing) {
+                    (MlpWeights::Experts(experts), Some(routing)) => {
+                        self.experts_down(rec, experts, routing, &a, residual, &y);
+                    }
+                    (MlpWeights::Dense { down, .. }, _) => {
+                        let lora = lora.from_token(mlp.tokens.start);
+                        mlp.xa_down = down.forward(rec, n, (&a).into(), residual, WeightColumns::all(&y, d), lora);
+                    }
+                    (MlpWeights::Experts(_), None) => unreachable!("experts save their routing"),
+                }
+                if let Some(elementwise) = elementwise.as_mut().filter(|_| w.mlp.reads_activation()) {
                     elementwise.a.push(a);
                 }
             }
@@ -500,7 +463,7 @@ impl Decoder {
                 let (w, lora) = (&self.layers[index], tokens.lora_pass(true));
                 let mut trace = self.layer(rec, index, tokens, None, lora, shared, h_in, attended);
                 // The output itself is not needed again. The layer's last part is recomputed only where it saves something.
-                if w.down.lora.is_some() || w.mlp_post_norm.is_some() {
+                if w.mlp.linears().last().is_some_and(|down| down.lora.is_some()) || w.mlp_post_norm.is_some() {
                     self.layer_output(rec, index, tokens.t, lora, shared, &mut trace);
                 }
                 trace.drop_unread(w.reads_inputs());

@@ -2,8 +2,11 @@
 //!
 //! [`super::config`] turns a Hugging Face `config.json` into a [`ModelConfig`]; the decoder reads nothing else.
 
+mod experts;
+
 use std::collections::BTreeSet;
 
+pub use self::experts::{ExpertProjection, ExpertsConfig};
 pub use crate::kernels::activation::Activation;
 use crate::kernels::attention::WindowedHeads;
 use crate::kernels::delta_rule::DeltaHeads;
@@ -220,7 +223,7 @@ pub struct LayerConfig {
     pub head_dim: usize,
     /// Source of attention's keys and values.
     pub keys_values: KeysValues,
-    /// F, width of the MLP.
+    /// F, width of the MLP, or of each expert.
     pub d_ff: usize,
     /// Norm before attention (name without `.weight`); `None` in OLMo 2 and 3.
     pub attn_norm: Option<String>,
@@ -234,16 +237,17 @@ pub struct LayerConfig {
     pub q_norm: Option<String>,
     /// Norm of the keys, unless [`QkNorm::None`], or the keys are another layer's.
     pub k_norm: Option<String>,
+    /// Tensor name of attention's sinks (H), learnt logits that join the softmax of each head and have no value (gpt-oss: `GptOssAttention`
+    /// in `modeling_gpt_oss.py`).
+    pub sinks: Option<String>,
     /// Projections that write the columns of qkv, (T, (H + 2K)·E), in the order q, k, v; a single module where they are fused (Phi-3,
     /// GPT-2); those that [`KeysValues`] leaves. With an output gate, the first writes (T, 2·H·E) alone. In a delta net, the projections to q, k and v together, to z, b and
     /// a, each of which writes a slot alone.
     pub qkv: Vec<LinearSpec>,
     /// Projection of the mixer's output: W (D, H·E), or (D, Hv·dv) in a delta net.
     pub out: LinearSpec,
-    /// Projections that write the columns of (T, 2F) as gate, up (a single module in Phi-3), or of (T, F) where the MLP is not gated.
-    pub up: Vec<LinearSpec>,
-    /// Projection back to D: W (D, F).
-    pub down: LinearSpec,
+    /// Part behind the token mixer: an MLP, or a mixture of them.
+    pub mlp: MlpConfig,
     /// Branch of the per-layer inputs, behind the MLP.
     pub per_layer: Option<PerLayerBranch>,
     /// Tensor name of the factor on the layer's output, (1). It is a buffer: no training changes it (`layer_scalar` of Gemma 4).
@@ -267,7 +271,7 @@ impl LayerConfig {
     /// Returns the layer's linear modules.
     pub fn linears(&self) -> impl Iterator<Item = &LinearSpec> {
         let branch = self.per_layer.iter().flat_map(|branch| [&branch.gate, &branch.projection]);
-        self.qkv.iter().chain([&self.out]).chain(&self.up).chain([&self.down]).chain(branch)
+        self.qkv.iter().chain([&self.out]).chain(self.mlp.linears()).chain(branch)
     }
 
     /// Returns the layer's delta net, where it has one.
@@ -278,9 +282,42 @@ impl LayerConfig {
         }
     }
 
+    /// Returns the layer's mixture of experts, where it has one.
+    pub fn experts(&self) -> Option<&ExpertsConfig> {
+        match &self.mlp {
+            MlpConfig::Experts(experts) => Some(experts),
+            MlpConfig::Dense { .. } => None,
+        }
+    }
+
     /// Returns whether attention's output has a gate.
     pub fn has_output_gate(&self) -> bool {
         matches!(self.mixer, TokenMixer::Attention { output_gate: true })
+    }
+}
+
+/// Part of a layer behind its token mixer.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub enum MlpConfig {
+    /// MLP that every token passes.
+    Dense {
+        /// Projections that write the columns of (T, 2F) as gate, up (a single module in Phi-3), or of (T, F) where the MLP is not gated.
+        up: Vec<LinearSpec>,
+        /// Projection back to D: W (D, F).
+        down: LinearSpec,
+    },
+    /// Mixture of experts.
+    Experts(ExpertsConfig),
+}
+
+impl MlpConfig {
+    /// Returns the linear modules, to which an adapter may add: those of a dense MLP.
+    pub fn linears(&self) -> impl Iterator<Item = &LinearSpec> {
+        let (up, down) = match self {
+            Self::Dense { up, down } => (up.as_slice(), Some(down)),
+            Self::Experts(_) => (&[][..], None),
+        };
+        up.iter().chain(down)
     }
 }
 
@@ -302,14 +339,36 @@ pub struct LinearSpec {
 }
 
 /// A tensor that a checkpoint of a [`ModelConfig`] must hold.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct TensorSpec {
     /// Hugging Face's name.
     pub name: String,
     /// Shape as stored in the file.
     pub shape: Vec<usize>,
-    /// Whether the device stores the transpose of the file's tensor (GPT-2's Conv1D).
+    /// Whether the device stores the transpose of the file's tensor (GPT-2's Conv1D); of a tensor with three dimensions, that of each matrix
+    /// (experts).
     pub transposed: bool,
+}
+
+impl TensorSpec {
+    /// Returns the number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Returns whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns the number of matrices (rows, columns) that the device stores: 0 of a vector, X of a tensor of all experts.
+    pub fn matrices(&self) -> usize {
+        match self.shape.as_slice() {
+            [_, _] => 1,
+            [experts, _, _] if self.transposed => *experts,
+            _ => 0,
+        }
+    }
 }
 
 impl LinearSpec {
@@ -355,6 +414,21 @@ impl ModelConfig {
         self.layers.iter().find_map(LayerConfig::delta_net)
     }
 
+    /// Returns the number of parameters.
+    pub fn parameters(&self) -> usize {
+        self.tensors().iter().map(TensorSpec::len).sum()
+    }
+
+    /// Returns the number of parameters that a token passes: all but those of experts that it is not sent to.
+    pub fn active_parameters(&self) -> usize {
+        let experts = self.layers.iter().filter_map(LayerConfig::experts);
+        let idle = |e: &ExpertsConfig| {
+            let of_expert = |p: &ExpertProjection| p.n_out * (p.n_in + usize::from(p.bias.is_some()));
+            (e.count - e.top_k) * e.projections().map(of_expert).sum::<usize>()
+        };
+        self.parameters() - experts.map(idle).sum::<usize>()
+    }
+
     /// Returns the tensors of the checkpoint that are no parameters: nothing trains them, and a result has them as they are.
     pub fn buffers(&self) -> Vec<TensorSpec> {
         let scalars = self.layers.iter().filter_map(|layer| layer.scalar.clone());
@@ -388,6 +462,7 @@ impl ModelConfig {
                 all.push(plain(&format!("{}.weight", net.conv), vec![net.heads().width(), 1, net.taps]));
                 all.push(plain(&format!("{}.weight", net.norm), vec![net.value_dim]));
             }
+            all.extend(layer.sinks.iter().map(|name| plain(name, vec![self.n_heads])));
             all.extend(layer.qkv.iter().chain([&layer.out]).flat_map(LinearSpec::tensors));
             for (name, width) in [&layer.q_norm, &layer.k_norm].into_iter().zip(self.qk_norm_widths(layer)) {
                 all.extend(name.iter().flat_map(|name| norm(name, width)));
@@ -395,7 +470,8 @@ impl ModelConfig {
             for name in layer.attn_post_norm.iter().chain(&layer.mlp_norm) {
                 all.extend(norm(name, self.d_model));
             }
-            all.extend(layer.up.iter().chain([&layer.down]).flat_map(LinearSpec::tensors));
+            all.extend(layer.mlp.linears().flat_map(LinearSpec::tensors));
+            all.extend(layer.experts().into_iter().flat_map(ExpertsConfig::tensors));
             for name in layer.mlp_post_norm.iter() {
                 all.extend(norm(name, self.d_model));
             }

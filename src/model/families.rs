@@ -32,6 +32,8 @@ pub(super) enum AttentionBias {
     ByField,
     /// Biases of q, k and v where `attention_bias` is on, which is on by default.
     QkvByField,
+    /// Biases of q, k, v and o where `attention_bias` is on, which is on by default.
+    AllByField,
 }
 
 /// Layers with a sliding window, where `layer_types` does not list them.
@@ -47,6 +49,8 @@ pub(super) enum Windows {
     From,
     /// Layers whose queries and keys are not rotated, if `use_sliding_window` is on.
     NotRotated,
+    /// All layers, if `use_sliding_window` is on; `sliding_window` has a default.
+    AllIfUsed(usize),
 }
 
 /// Default values of a family's configuration class, and the structure of its layers.
@@ -89,6 +93,7 @@ pub(super) enum ModelFamily {
     Ministral3,
     Qwen2,
     Qwen3,
+    Qwen3Moe,
     Qwen35,
     Gemma2,
     Gemma3,
@@ -101,6 +106,7 @@ pub(super) enum ModelFamily {
     Olmo2,
     Olmo3,
     Glm4,
+    GptOss,
     Gpt2,
 }
 
@@ -173,7 +179,7 @@ const GEMMA4: FamilySpec = FamilySpec {
     ..LLAMA
 };
 
-pub(super) const FAMILIES: [FamilySpec; 18] = [
+pub(super) const FAMILIES: [FamilySpec; 20] = [
     FamilySpec { mlp_bias: true, ..LLAMA },
     FamilySpec {
         kind: ModelFamily::Mistral,
@@ -217,6 +223,17 @@ pub(super) const FAMILIES: [FamilySpec; 18] = [
         max_positions: 32_768,
         qk_norm: QkNorm::PerHead,
         windows: Windows::From,
+        ..LLAMA
+    },
+    FamilySpec {
+        kind: ModelFamily::Qwen3Moe,
+        architecture: "Qwen3MoeForCausalLM",
+        model_type: "qwen3_moe",
+        kv_heads: Some(4),
+        max_positions: 32_768,
+        qk_norm: QkNorm::PerHead,
+        windows: Windows::AllIfUsed(4096),
+        reads: &["num_experts", "num_local_experts"],
         ..LLAMA
     },
     FamilySpec {
@@ -355,6 +372,20 @@ pub(super) const FAMILIES: [FamilySpec; 18] = [
         ..LLAMA
     },
     FamilySpec {
+        kind: ModelFamily::GptOss,
+        architecture: "GptOssForCausalLM",
+        model_type: "gpt_oss",
+        kv_heads: Some(8),
+        head_dim: Some(64),
+        max_positions: 131_072,
+        eps: 1e-5,
+        theta: 1.5e5,
+        attention_bias: AttentionBias::AllByField,
+        windows: Windows::ExceptEvery(2, 128),
+        reads: &["num_experts", "num_local_experts"],
+        ..LLAMA
+    },
+    FamilySpec {
         kind: ModelFamily::Gpt2,
         architecture: "GPT2LMHeadModel",
         model_type: "gpt2",
@@ -465,6 +496,7 @@ pub(super) mod limit {
     pub const HEADS: usize = 1 << 12;
     pub const HEAD_DIM: usize = 1 << 12;
     pub const LAYERS: usize = 1 << 10;
+    pub const EXPERTS: usize = crate::kernels::router::MOST_EXPERTS;
     pub const CONV_TAPS: usize = 1 << 6;
     pub const POSITIONS: usize = 1 << 30;
 }

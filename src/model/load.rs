@@ -5,12 +5,16 @@ use std::rc::Rc;
 
 use super::decoder::{Decoder, LayerWeights, NormWeights, PerLayerBranchWeights};
 use super::delta_net::DeltaNetWeights;
-use super::description::{LayerConfig, LinearSpec, ModelConfig, NormKind, TensorSpec};
+use super::description::{
+    ExpertProjection, ExpertsConfig, LayerConfig, LinearSpec, MlpConfig, ModelConfig, NormKind, TensorSpec,
+};
+use super::experts::{ExpertStack, ExpertsWeights};
 use super::linear::{Linear, LoraWeights};
+use super::mlp_weights::MlpWeights;
 use super::per_layer_inputs::PerLayerWeights;
 use super::trained_tokens::{TrainedTokens, TrainedTokensSpec};
 use super::weights::{BaseDtype, FrozenTensor, TrainOptions, TrainedSpec, Weight, WeightArena, WeightSource};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Role};
 use crate::kernels::matmul::{scales_operands, weight_absmax};
 use crate::kernels::rope::RopeCache;
@@ -171,6 +175,11 @@ impl Decoder {
         options: &LoadOptions,
         mut shared: BTreeMap<String, Weight>,
     ) -> Result<Self> {
+        let mut projections = d.layers.iter().filter_map(LayerConfig::experts).flat_map(ExpertsConfig::projections);
+        if options.base == BaseDtype::Int8 && projections.any(|p| p.interleaved) {
+            let reason = "int8 is not supported where the rows of gate and up alternate: take nf4 or bf16";
+            return Err(Error::flag("base-dtype", reason));
+        }
         let mut trained = Vec::new();
         if options.trained == TrainMode::Full {
             for spec in d.tensors() {
@@ -235,7 +244,9 @@ impl Decoder {
             let rows = weights.remove(&tokens.name).expect("the rows are among the trained tensors");
             TrainedTokens::new(gpu, tokens, rows, base_rows.as_deref())
         });
-        let linear: BTreeSet<String> = linear_modules(d).map(|m| format!("{}.weight", m.name)).collect();
+        let experts = d.layers.iter().filter_map(LayerConfig::experts).flat_map(ExpertsConfig::matrices);
+        let linear = linear_modules(d).map(|m| format!("{}.weight", m.name));
+        let linear: BTreeSet<String> = linear.chain(experts.map(|spec| spec.name.clone())).collect();
         let tensors = d.tensors();
         shared.retain(|name, _| !replaced.contains(name));
         let frozen = tensors.iter().filter(|s| !weights.contains_key(&s.name) && !shared.contains_key(&s.name));
@@ -292,6 +303,7 @@ impl Decoder {
         for l in &self.layers {
             l.attn_norm.iter().for_each(|n| push_norm(&mut all, n));
             all.extend(l.delta_net.iter().flat_map(DeltaNetWeights::all));
+            all.extend(&l.sinks);
             l.qkv.iter().chain([&l.out]).for_each(|x| push_linear(&mut all, x));
             l.q_norm
                 .iter()
@@ -299,7 +311,10 @@ impl Decoder {
                 .chain(&l.attn_post_norm)
                 .chain(&l.mlp_norm)
                 .for_each(|n| push_norm(&mut all, n));
-            l.up.iter().chain([&l.down]).for_each(|x| push_linear(&mut all, x));
+            l.mlp.linears().for_each(|x| push_linear(&mut all, x));
+            if let MlpWeights::Experts(experts) = &l.mlp {
+                all.extend(experts.all());
+            }
             l.mlp_post_norm.iter().for_each(|n| push_norm(&mut all, n));
             if let Some(PerLayerBranchWeights { gate, projection, post_norm }) = &l.per_layer {
                 [gate, projection].into_iter().for_each(|x| push_linear(&mut all, x));
@@ -350,7 +365,11 @@ fn keep_absmax<'a>(gpu: &Gpu, linears: impl Iterator<Item = &'a mut Linear>) {
 impl LayerWeights {
     pub(super) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         let branch = self.per_layer.iter_mut().flat_map(|branch| [&mut branch.gate, &mut branch.projection]);
-        self.qkv.iter_mut().chain([&mut self.out]).chain(&mut self.up).chain([&mut self.down]).chain(branch)
+        let (up, down) = match &mut self.mlp {
+            MlpWeights::Dense { up, down } => (up.as_mut_slice(), Some(down)),
+            MlpWeights::Experts(_) => (&mut [][..], None),
+        };
+        self.qkv.iter_mut().chain([&mut self.out]).chain(up).chain(down).chain(branch)
     }
 }
 
@@ -412,10 +431,30 @@ impl<F: FnMut(&TensorSpec) -> Result<Weight>> DecoderBuilder<'_, F> {
         }))
     }
 
+    fn mlp(&mut self, mlp: &MlpConfig) -> Result<MlpWeights> {
+        let config = match mlp {
+            MlpConfig::Dense { up, down } => {
+                let up = up.iter().map(|m| self.linear(m, 1.0)).collect::<Result<_>>()?;
+                return Ok(MlpWeights::Dense { up, down: self.linear(down, self.d.residual_scale)? });
+            }
+            MlpConfig::Experts(config) => config,
+        };
+        let mut tensor = |name: String| (self.take)(&self.specs[&name]);
+        let router = tensor(format!("{}.weight", config.router.name))?;
+        let bias = format!("{}.bias", config.router.name);
+        let router_bias = if config.router.bias { Some(tensor(bias)?) } else { None };
+        let mut stack = |projection: &ExpertProjection| -> Result<ExpertStack> {
+            let weights = projection.weights.iter().map(|spec| tensor(spec.name.clone())).collect::<Result<_>>()?;
+            let bias = projection.bias.as_ref().map(|spec| tensor(spec.name.clone())).transpose()?;
+            Ok(ExpertStack::new(projection, weights, bias))
+        };
+        let up = config.up.iter().map(&mut stack).collect::<Result<_>>()?;
+        Ok(MlpWeights::Experts(ExpertsWeights { router, router_bias, up, down: stack(&config.down)? }))
+    }
+
     fn layer(&mut self, l: &LayerConfig) -> Result<LayerWeights> {
         let scale = self.d.residual_scale;
         let qkv = l.qkv.iter().map(|m| self.linear(m, 1.0)).collect::<Result<_>>()?;
-        let up = l.up.iter().map(|m| self.linear(m, 1.0)).collect::<Result<_>>()?;
         let [q_norm, k_norm] = [&l.q_norm, &l.k_norm].map(|name| name.as_ref().map(|n| self.norm(n)).transpose());
         let per_layer = match &l.per_layer {
             None => None,
@@ -434,17 +473,18 @@ impl<F: FnMut(&TensorSpec) -> Result<Weight>> DecoderBuilder<'_, F> {
                 norm: (self.take)(&self.specs[&format!("{}.weight", net.norm)])?,
             }),
         };
+        let sinks = l.sinks.as_ref().map(|name| (self.take)(&self.specs[name])).transpose()?;
         Ok(LayerWeights {
             attn_norm: l.attn_norm.as_ref().map(|n| self.norm(n)).transpose()?,
             qkv,
             delta_net,
             q_norm: q_norm?,
             k_norm: k_norm?,
+            sinks,
             out: self.linear(&l.out, scale)?,
             attn_post_norm: l.attn_post_norm.as_ref().map(|n| self.norm(n)).transpose()?,
             mlp_norm: l.mlp_norm.as_ref().map(|n| self.norm(n)).transpose()?,
-            up,
-            down: self.linear(&l.down, scale)?,
+            mlp: self.mlp(&l.mlp)?,
             mlp_post_norm: l.mlp_post_norm.as_ref().map(|n| self.norm(n)).transpose()?,
             per_layer,
             scalar: 1.0,

@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use super::shared_values::SharedValues;
 use crate::gpu::{Recording, Slot};
+use crate::kernels::matmul::{ExpertRows, ExpertTiling};
 use crate::kernels::pack::{BF16_MANTISSA, pack_bf16, unpack_bf16};
+use crate::kernels::router::{ExpertChoice, RouterShape, SortedRows};
 
 /// Choice of the activations to save; the others are recomputed. All choices give bit-identical gradients, because the same kernels run on
 /// the same values, rounded to the same [`SavedDtype`].
@@ -212,7 +214,7 @@ pub(super) struct MixerElementwise {
 pub(super) struct ElementwiseSaved {
     pub x1: Option<Slot>, // (T, D), attention's input, normed where there is a norm
     pub x2: Option<Slot>, // (T, D), the MLP's input, likewise
-    pub a: Vec<Slot>,     // (t, F) for each range of the MLP's tokens
+    pub a: Vec<Slot>,     // (t, F) for each range of the MLP's tokens; with experts (t·k, F)
     pub mixer: MixerElementwise,
 }
 
@@ -221,9 +223,34 @@ pub(super) struct ElementwiseSaved {
 #[derive(Debug)]
 pub(super) struct MlpSaved {
     pub tokens: Range<usize>,     // t tokens
-    pub u: ActivationSaved,       // (t, 2F) or (t, F)
+    pub u: ActivationSaved,       // (t, 2F) or (t, F); with experts (t·k, 2F), in their order
     pub xa_up: Vec<Option<Slot>>, // (t, R)
     pub xa_down: Option<Slot>,
+    pub routing: Option<ExpertRouting>, // of a mixture of experts
+}
+
+impl MlpSaved {
+    /// Returns the number of rows of u.
+    pub fn rows(&self) -> usize {
+        self.routing.as_ref().map_or(self.tokens.len(), |routing| routing.shape.rows())
+    }
+}
+
+/// Choice of experts for a range of tokens, and the order of their rows.
+#[derive(Debug)]
+pub(super) struct ExpertRouting {
+    pub shape: RouterShape,
+    pub tiling: ExpertTiling,
+    pub logits: Slot, // (t, X)
+    pub choice: ExpertChoice,
+    pub sorted: SortedRows,
+}
+
+impl ExpertRouting {
+    /// Describes the rows for the experts' products.
+    pub fn rows(&self) -> ExpertRows<'_> {
+        ExpertRows { sorted: &self.sorted, tiling: self.tiling, rows: self.shape.rows() }
+    }
 }
 
 /// Activations that the branch of per-layer inputs needs for its backward pass.

@@ -99,6 +99,7 @@ fn held_shape(spec: &TensorSpec) -> (usize, usize) {
         [n] => (1, *n),
         [a, b] if spec.transposed => (*b, *a),
         [a, b] => (*a, *b),
+        [experts, a, b] if spec.transposed => (experts * b, *a),
         other => (1, other.iter().product()),
     }
 }
@@ -110,7 +111,10 @@ pub fn transpose(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
 
 /// Converts values from the checkpoint's order to the device's.
 fn held(spec: &TensorSpec, values: Vec<f32>) -> Vec<f32> {
-    if spec.transposed { transpose(&values, spec.shape[0], spec.shape[1]) } else { values }
+    match spec.shape.as_slice() {
+        [.., a, b] if spec.transposed => values.chunks(a * b).flat_map(|matrix| transpose(matrix, *a, *b)).collect(),
+        _ => values,
+    }
 }
 
 /// All trained parameters, with gradients and moments.
@@ -207,7 +211,8 @@ struct BucketKind {
 
 impl TrainOptions {
     fn decays(&self, spec: &TensorSpec) -> bool {
-        self.decay_all || spec.shape.len() > 1
+        // transformers' Trainer leaves out biases by name: those of experts have two dimensions.
+        self.decay_all || (spec.shape.len() > 1 && !spec.name.ends_with("_bias"))
     }
 
     /// Returns the kind of bucket that a tensor belongs to. Embeddings keep moments in f32, as in transformers' Trainer: a row whose token
@@ -215,7 +220,7 @@ impl TrainOptions {
     /// divided by ε alone.
     fn kind(&self, tensor: &TrainedSpec) -> BucketKind {
         let (rows, cols) = held_shape(&tensor.spec);
-        let is_matrix = tensor.spec.shape.len() == 2;
+        let is_matrix = tensor.spec.matrices() > 0;
         BucketKind {
             bf16: self.param_dtype == ParamDtype::Bf16
                 && is_matrix
@@ -290,6 +295,27 @@ fn lay_out(tensors: &[TensorExtent], page_len: usize) -> (Vec<BucketExtent>, Vec
     (pages, places)
 }
 
+/// Places tensors like [`lay_out`], and each matrix of a tensor of all experts as if it were a tensor: none shares a part with another.
+fn lay_out_matrices(
+    tensors: &[TrainedSpec],
+    extents: &[TensorExtent],
+    page_len: usize,
+) -> (Vec<BucketExtent>, Vec<TensorPlacement>) {
+    let matrices = extents.iter().zip(tensors).enumerate().flat_map(|(tensor, (extent, spec))| {
+        let (n, &TensorExtent { cols, kind, .. }) = (spec.spec.matrices().max(1), extent);
+        let rows = extent.rows / n;
+        (0..n).map(move |i| (tensor, i * rows, TensorExtent { rows, cols, kind }))
+    });
+    let (owners, matrices): (Vec<(usize, usize)>, Vec<TensorExtent>) =
+        matrices.map(|(tensor, first, extent)| ((tensor, first), extent)).unzip();
+    let (pages, mut places) = lay_out(&matrices, page_len);
+    for place in &mut places {
+        let (tensor, first) = owners[place.tensor];
+        (place.tensor, place.first) = (tensor, first + place.first);
+    }
+    (pages, places)
+}
+
 /// Returns `n` elements of a bucket from `at` on: values, gradients, and all arrays of the state.
 fn slices(page: &adamw::ParamBucket, at: usize, n: usize) -> (Slot, Slot, Vec<(&'static str, Dtype, Slot)>) {
     let (w, dtype) = match page.storage {
@@ -328,7 +354,7 @@ impl WeightArena {
             TensorExtent { rows, cols, kind: training.kind(t) }
         };
         let extents: Vec<TensorExtent> = tensors.iter().map(extent).collect();
-        let (spans, places) = lay_out(&extents, (gpu.caps().max_binding_bytes / 4) as usize);
+        let (spans, places) = lay_out_matrices(&tensors, &extents, (gpu.caps().max_binding_bytes / 4) as usize);
         let maps = spans.iter().any(|s| s.kind.eight_bits).then(|| moments::maps(gpu));
         let page = |(index, span): (usize, &BucketExtent)| {
             let first_plain = places.iter().find(|p| p.page == index && !training.decays(&tensors[p.tensor].spec));
@@ -472,7 +498,7 @@ pub struct FrozenTensor {
 impl FrozenTensor {
     fn new(gpu: &Gpu, spec: &TensorSpec, source: &dyn WeightSource, base: BaseDtype) -> Self {
         let (rows, cols) = held_shape(spec);
-        let is_matrix = spec.shape.len() == 2;
+        let is_matrix = spec.matrices() > 0;
         let storage = match base {
             _ if !is_matrix => WeightFormat::F32,
             BaseDtype::Auto if source.is_nf4(spec) => WeightFormat::Nf4,
@@ -488,9 +514,13 @@ impl FrozenTensor {
         let most = gpu.caps().max_binding_bytes as usize / 4 / per_row;
         let rows_a_part = if most > VEC4_ROWS { most / VEC4_ROWS * VEC4_ROWS } else { 1 }.min(rows.max(1));
         let mut parts = Vec::new();
-        for first in (0..rows).step_by(rows_a_part) {
-            let n = rows_a_part.min(rows - first);
-            parts.push((first, n, storage.words(n, cols)));
+        // No part has rows of two experts.
+        let of_matrix = rows / spec.matrices().max(1);
+        for matrix in (0..rows).step_by(of_matrix.max(1)) {
+            for first in (matrix..matrix + of_matrix).step_by(rows_a_part) {
+                let n = rows_a_part.min(matrix + of_matrix - first);
+                parts.push((first, n, storage.words(n, cols)));
+            }
         }
         Self { storage, parts, slots: Vec::new() }
     }
@@ -555,7 +585,12 @@ pub async fn read_back(gpu: &Gpu, weight: &Weight, gradient: bool) -> Result<Vec
         let words = gpu.read::<u32>(&[slot]).await?.concat();
         all.extend(storage.unpack(&words, part.rows, weight.cols));
     }
-    Ok(if weight.spec.transposed { transpose(&all, weight.rows, weight.cols) } else { all })
+    Ok(match weight.spec.shape.as_slice() {
+        [.., a, b] if weight.spec.transposed => {
+            all.chunks(a * b).flat_map(|matrix| transpose(matrix, *b, *a)).collect()
+        }
+        _ => all,
+    })
 }
 
 #[cfg(test)]

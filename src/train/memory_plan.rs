@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{Caps, Gpu, Ledger};
 use crate::kernels::packed_batch::PackedBatch;
 use crate::model::decoder::Decoder;
+use crate::model::description::ModelConfig;
 use crate::model::saved::RecomputePolicy;
 use crate::model::scores::MicroBatch;
 use crate::objective::TrainingLoss;
@@ -63,6 +64,30 @@ pub struct MemoryPlan {
     pub cost: MicroCost,
     /// Number of trained parameters.
     pub trained: usize,
+    /// Size of the model.
+    pub model: ModelSize,
+}
+
+/// Number of a model's parameters, an adapter's not included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModelSize {
+    /// All parameters.
+    pub parameters: usize,
+    /// Parameters that a token passes: fewer in a mixture of experts.
+    pub active: usize,
+}
+
+impl ModelSize {
+    /// Counts a model's parameters.
+    pub fn new(d: &ModelConfig) -> Self {
+        Self { parameters: d.parameters(), active: d.active_parameters() }
+    }
+
+    /// Returns the size in words that follow a number of trained parameters; empty for a model without experts.
+    pub fn of_experts(self) -> String {
+        let Self { parameters, active } = self;
+        if active < parameters { format!(" of a model of {parameters} ({active} per token)") } else { String::new() }
+    }
 }
 
 /// Plans the memory of a run, from its largest micro-batch on a device that only counts.
@@ -93,5 +118,5 @@ pub fn plan_memory(
         );
         return Err(Error::flag("batch-size", reason));
     }
-    Ok(MemoryPlan { ledger: gpu.ledger(), cost, trained })
+    Ok(MemoryPlan { ledger: gpu.ledger(), cost, trained, model: ModelSize::new(&decoder.description) })
 }

@@ -250,7 +250,7 @@ pub fn memory_text(caps: &Caps) -> String {
 mod tests {
     use super::*;
     use crate::gpu::Role;
-    use crate::train::memory_plan::MicroCost;
+    use crate::train::memory_plan::{MicroCost, ModelSize};
 
     /// A run that takes 80 MiB with everything kept, 60 with products, 40 with inputs and attention, 20 with inputs.
     fn example_plan(keep: RecomputePolicy) -> Result<MemoryPlan> {
@@ -262,7 +262,9 @@ mod tests {
             RecomputePolicy::Inputs | RecomputePolicy::Nothing => 20,
         };
         let _held = gpu.alloc_persistent(Role::Activations, mib << 18);
-        Ok(MemoryPlan { ledger: gpu.ledger(), cost: MicroCost { tokens: 1, dispatches: 1, flops: 1 }, trained: 1 })
+        let cost = MicroCost { tokens: 1, dispatches: 1, flops: 1 };
+        let model = ModelSize { parameters: 1, active: 1 };
+        Ok(MemoryPlan { ledger: gpu.ledger(), cost, trained: 1, model })
     }
 
     #[test]

@@ -160,6 +160,23 @@ NEWER = {
         False, 6, hidden_size=2560, intermediate_size=10240, num_hidden_layers=42, num_attention_heads=8, num_key_value_heads=2,
         num_global_key_value_heads=None, attention_k_eq_v=False, max_position_embeddings=131072, num_kv_shared_layers=18,
         hidden_size_per_layer_input=256, sliding_window=512, use_double_wide_mlp=False),
+    # The hub's config.json; its checkpoint has a tensor per expert and projection, and transformers 5 fuses them in memory.
+    "qwen3-30b-a3b": dict(
+        architectures=["Qwen3MoeForCausalLM"], model_type="qwen3_moe", attention_bias=False, attention_dropout=0.0, bos_token_id=151643,
+        decoder_sparse_step=1, eos_token_id=151645, head_dim=128, hidden_act="silu", hidden_size=2048, initializer_range=0.02,
+        intermediate_size=6144, max_position_embeddings=40960, max_window_layers=48, mlp_only_layers=[], moe_intermediate_size=768,
+        norm_topk_prob=True, num_attention_heads=32, num_experts=128, num_experts_per_tok=8, num_hidden_layers=48,
+        num_key_value_heads=4, output_router_logits=False, rms_norm_eps=1e-6, rope_scaling=None, rope_theta=1000000.0,
+        router_aux_loss_coef=0.001, sliding_window=None, tie_word_embeddings=False, use_cache=True, use_sliding_window=False,
+        vocab_size=151936, torch_dtype="bfloat16"),
+    "gpt-oss-20b": dict(
+        architectures=["GptOssForCausalLM"], model_type="gpt_oss", attention_bias=True, attention_dropout=0.0, eos_token_id=200002,
+        experts_per_token=4, head_dim=64, hidden_act="silu", hidden_size=2880, initial_context_length=4096, initializer_range=0.02,
+        intermediate_size=2880, layer_types=["sliding_attention", "full_attention"] * 12, max_position_embeddings=131072,
+        num_attention_heads=64, num_experts_per_tok=4, num_hidden_layers=24, num_key_value_heads=8, num_local_experts=32,
+        output_router_logits=False, pad_token_id=199999, rms_norm_eps=1e-5, rope_theta=150000,
+        rope_scaling=dict(beta_fast=32.0, beta_slow=1.0, factor=32.0, original_max_position_embeddings=4096, rope_type="yarn", truncate=False),
+        router_aux_loss_coef=0.9, sliding_window=128, swiglu_limit=7.0, tie_word_embeddings=False, use_cache=True, vocab_size=201088),
     "qwen3.5-0.8b": qwen3_5(1024, 24, 8, 2, 3584, 16, True),
     "qwen3.5-27b": qwen3_5(5120, 64, 24, 4, 17408, 48, False),
     "smollm3-3b": dict(
@@ -279,7 +296,7 @@ def newer():
             tied=tied, scale=attn[0].scaling, head_dim=head_dim,
             windows=[text.sliding_window if s else None for s in slides], eps=getattr(norm, "variance_epsilon", None) or norm.eps,
             ropes=[rotary(t, base, head_dim) for t in tables],
-            activation=type(getattr(getattr(base.layers[0], "mlp", None), "act_fn", None) or getattr(base.layers[0].mlp, "activation_fn", None)
+            activation="GptOssExperts" if text.model_type == "gpt_oss" else type(getattr(getattr(base.layers[0], "mlp", None), "act_fn", None) or getattr(getattr(getattr(base.layers[0], "mlp", None), "experts", None), "act_fn", None) or getattr(base.layers[0].mlp, "activation_fn", None)
                             if hasattr(base.layers[0], "mlp") else base.layers[0].shared_mlp.activation).__name__,
             parameters=sum(torch.Size(s).numel() for s in tensors.values()))
         write(here, name, fields, resolved, tensors)

@@ -226,6 +226,13 @@ NEWER.update({
                     num_key_value_heads=1, head_dim=10, layer_types=["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"], num_kv_shared_layers=3,
                     use_double_wide_mlp=True, hidden_size_per_layer_input=9, per_layer_config={1: {"head_dim": 14}, 4: {"head_dim": 14}})),
 })
+# Two kinds of layers, and router weights that add up to less than 1; the fixture of ../shared has those that add up to 1.
+NEWER.update({
+    "qwen3_moe": dict(
+        seed=33, tokenizer="qwen-bpe",
+        config=dict(SMALL, model_type="qwen3_moe", hidden_size=36, num_hidden_layers=3, head_dim=8, moe_intermediate_size=12, num_experts=5, num_experts_per_tok=2, norm_topk_prob=False,
+                    mlp_only_layers=[1], rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, tie_word_embeddings=False)),
+})
 for f in NEWER.values():
     f.update(newer=True, reduced=f["config"]["model_type"] != "granite")
 FAMILIES.update(NEWER)
@@ -259,7 +266,7 @@ def initial_weight(name, shape, family, rng, tied):
     if name.startswith("lm_head"):
         return x * 0.3
     gain = 1.5 if re.search("q_proj|k_proj|qkv_proj", name) else 1.0
-    return x * gain / np.sqrt(shape[1])
+    return x * gain / np.sqrt(shape[-1])
 
 
 # -------------------------------------------------------------------------------------------------------------- float64
@@ -303,10 +310,43 @@ class Precision:
         torch.set_default_dtype(self.old)
 
 
+def split_experts(tensors):
+    """Names and tensors of a checkpoint, which has one tensor per expert and projection; transformers 5 fuses them in memory."""
+    out = {}
+    for k, v in tensors.items():
+        at, _, what = k.rpartition(".mlp.experts.")
+        if not at or what not in ("gate_up_proj", "down_proj"):
+            out[k] = v
+            continue
+        for e in range(v.shape[0]):
+            half = v.shape[1] // 2
+            parts = [("down_proj", v[e])] if what == "down_proj" else [("gate_proj", v[e, :half]), ("up_proj", v[e, half:])]
+            out.update({f"{at}.mlp.experts.{e}.{name}.weight": part for name, part in parts})
+    return out
+
+
+def fuse_experts(tensors):
+    """The opposite of split_experts, for arrays."""
+    out, experts = {}, {}
+    for k, v in tensors.items():
+        found = re.fullmatch(r"(.*\.mlp\.experts)\.(\d+)\.(\w+)\.weight", k)
+        if found:
+            experts.setdefault(found[1], {}).setdefault(found[3], {})[int(found[2])] = v
+        else:
+            out[k] = v
+    for at, of in experts.items():
+        each = range(len(of["down_proj"]))
+        out[at + ".gate_up_proj"] = np.stack([np.concatenate([of["gate_proj"][e], of["up_proj"][e]]) for e in each])
+        out[at + ".down_proj"] = np.stack([of["down_proj"][e] for e in each])
+    return out
+
+
 def build(config, weights, dtype):
     """weights: name -> float32 array. Call inside Precision(dtype)."""
-    config = copy.deepcopy(config)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager").eval()
+    config, weights = copy.deepcopy(config), fuse_experts(weights)
+    # The default for experts has no float64.
+    plain = dict(experts_implementation="eager") if config.model_type == "qwen3_moe" else {}
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager", **plain).eval()
     own, seen, stored = dict(model.named_parameters()), set(), model.state_dict()
     own.update((k, b) for k, b in model.named_buffers() if k in stored)  # layer_scalar of Gemma 4
     with torch.no_grad():
@@ -505,7 +545,7 @@ def evaluate(dtype, make, seqs, meta, rename=lambda k: k, final_free=True):
             S[f"{name}/norm"] = norm_of(g)
             if name == "grad_sft":
                 S["sft/loss"], S["sft/n_tokens"] = float(loss.detach()), int((seqs["labels_cond"][sides(BATCH)[0]][:, 1:] != -100).sum())
-            full.update({f"{name}/{rename(k)}": x for k, x in g.items()})
+            full.update({f"{name}/{rename(k)}": x for k, x in split_experts(g).items()})
         start = {k: p.detach().clone() for k, p in params.items()}
         if not meta.get("reduced"):
             runs = [("train", True)] + ([("train_hf_groups", False)] if "base" not in meta else [])
@@ -528,7 +568,7 @@ def evaluate(dtype, make, seqs, meta, rename=lambda k: k, final_free=True):
             tokens, margin = generate(initial, meta["generation"]["prompts"])
     T = {k: v.detach().double().numpy() for k, v in T.items()}
     full = {k: v.detach().double().numpy() for k, v in full.items()}
-    return dict(T=T, full=full, S=S, start={rename(k): v.double().numpy() for k, v in start.items()}, tokens=tokens, margin=margin)
+    return dict(T=T, full=full, S=S, start={rename(k): v.double().numpy() for k, v in split_experts(start).items()}, tokens=tokens, margin=margin)
 
 
 class use:
@@ -679,6 +719,8 @@ def older(c):
     if c["model_type"] == "phi3":
         full.pop("original_max_position_embeddings")
     c["rope_scaling"] = None if kind == "default" else dict(full, type=kind)
+    if c["model_type"] == "qwen3_moe":
+        c["num_experts"] = c.pop("num_local_experts")
     if c["model_type"] == "granitemoehybrid":
         c["layer_types"] = ["attention"] * len(c["layer_types"])
     return dict(sorted(c.items()))
@@ -781,6 +823,7 @@ def make_full(name):
     if "shards" in f:
         n = len(list((d / "model").glob("*.safetensors")))
         assert n == f["shards"], f"{n} shards"
+    delta = {k: np.ascontiguousarray(v) for k, v in split_experts(delta).items()}
     np_save(delta, d / "delta.safetensors")
     PreTrainedTokenizerFast(tokenizer_object=tok, bos_token=bos, eos_token=eos, pad_token=pad, unk_token="<unk>" if tok.token_to_id("<unk>") is not None else None,
                             clean_up_tokenization_spaces=False, model_max_length=256, chat_template=CHAT).save_pretrained(d / "model", save_jinja_files=False)
@@ -997,6 +1040,10 @@ def features(name, config):
             out["dt_bias (none)"] = ({}, lambda m: [p.zero_() for p in pick(m, "dt_bias")])
             out["convolution (its last tap alone)"] = ({}, lambda m: [p[..., :-1].zero_() for p in pick(m, "conv1d.weight")])
             out["partial rotary (all dimensions instead)"] = (rope(partial_rotary_factor=1.0), None)
+        if name == "qwen3_moe":
+            out["weights of the chosen experts add up to 1"] = (dict(norm_topk_prob=True), None)
+            out["second expert of a token (none)"] = (dict(num_experts_per_tok=1), None)
+            out["q/k norms"] = ({}, lambda m: norms(m, r"\.[qk]_norm", ident))
         if name.startswith("gemma4"):
             table = lambda kind, **changes: dict(rope_parameters={**config.rope_parameters, kind: {**config.rope_parameters[kind], **changes}})
             out["q/k norms"] = ({}, lambda m: norms(m, r"\.[qk]_norm", ident))

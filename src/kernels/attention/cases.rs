@@ -4,6 +4,7 @@ use super::attention_impl::AttentionImpl;
 use super::segments::longest;
 use super::{AttentionConfig, AttentionSaved, SegmentTable, attention_bwd, attention_fwd};
 use crate::gpu::{Caps, MatmulPrecision, Recording, Slot, Variant};
+use crate::kernels::attention_sinks::{SinkRows, attention_sinks_bwd, attention_sinks_fwd};
 use crate::kernels::packed_batch::PackedBatch;
 use crate::kernels::row_vec4s::{BASELINE, ROWS};
 use crate::kernels::{Case, CaseOutputs, Cost, HostTensor};
@@ -36,7 +37,27 @@ pub(super) fn all() -> Vec<Box<dyn Case>> {
         |(a, shape, variant): (_, _, Option<_>)| case(a, segments(shape), variant.as_slice(), MatmulPrecision::Highest);
     // Of attention's kernels, only delta's loads rows: one invocation per row, several, and a whole workgroup.
     let rows = [4, 68, 256].map(|head_dim| (plain(4, 2, head_dim), SHAPES[3], Some(Variant::Rows)));
-    each.chain(flash).chain(rows).map(case).collect()
+    each.chain(flash).chain(rows).map(case).chain(with_sinks()).collect()
+}
+
+/// Returns cases with sinks for every implementation: packed and prefix-shared sequences, with and without a window.
+fn with_sinks() -> impl Iterator<Item = Box<dyn Case>> {
+    let masked = |a| AttentionConfig { window: Some(3), softcap: Some(2.0), ..a };
+    let ways = [None, Some(Variant::Cpu), Some(Variant::Lanes), Some(Variant::Rows)].map(|variant| (8, variant));
+    let ways = ways.into_iter().chain([(6, None), (8, Some(Variant::Flash)), (64, Some(Variant::Flash))]);
+    ways.flat_map(move |(head_dim, variant)| {
+        let heads = plain(4, 2, head_dim);
+        [(heads, SHAPES[1]), (masked(heads), SHAPES[3])].map(|(a, shape)| -> Box<dyn Case> {
+            let allowed = variant.into_iter().collect();
+            Box::new(AttentionCase {
+                a,
+                sinks: true,
+                batch: segments(shape),
+                allowed,
+                precision: MatmulPrecision::Highest,
+            })
+        })
+    })
 }
 
 /// Returns (attention, segments) for `attention_tiles.wgsl`: around tiles of 64, tiles of 32 for wide heads, and blocks of 32. There are
@@ -85,7 +106,10 @@ pub(super) fn of_precision(precision: MatmulPrecision) -> Vec<Box<dyn Case>> {
     all.extend(SHAPES.map(|shape| (of(20), shape)));
     all.push((AttentionConfig { heads: 6, kv_heads: 2, ..of(20) }, SHAPES[3]));
     all.push((AttentionConfig { softcap: Some(0.7), window: Some(40), ..of(36) }, SHAPES[4]));
-    all.into_iter().map(|(a, shape)| case(a, segments(shape), &[], precision)).collect()
+    let sinks = [of(20), AttentionConfig { window: Some(33), ..of(20) }].map(|a| -> Box<dyn Case> {
+        Box::new(AttentionCase { a, sinks: true, batch: segments(SHAPES[3]), allowed: Vec::new(), precision })
+    });
+    all.into_iter().map(|(a, shape)| case(a, segments(shape), &[], precision)).chain(sinks).collect()
 }
 
 /// Builds a batch with ranges and positions alone.
@@ -111,6 +135,8 @@ pub(super) fn segments(shape: &[(usize, &[usize])]) -> PackedBatch {
 
 struct AttentionCase {
     a: AttentionConfig,
+    /// Whether each head has a sink.
+    sinks: bool,
     batch: PackedBatch,
     allowed: Vec<Variant>,
     precision: MatmulPrecision,
@@ -122,7 +148,7 @@ pub(super) fn case(
     allowed: &[Variant],
     precision: MatmulPrecision,
 ) -> Box<dyn Case> {
-    Box::new(AttentionCase { a, batch, allowed: allowed.to_vec(), precision })
+    Box::new(AttentionCase { a, sinks: false, batch, allowed: allowed.to_vec(), precision })
 }
 
 impl AttentionCase {
@@ -143,9 +169,14 @@ impl AttentionCase {
             None => (s, 1.0),
         }
     }
-    /// Computes (key, probability p, slope of the soft cap) for each key that query i of head h sees.
-    fn row(&self, x: &[f64], i: usize, h: usize) -> Vec<(usize, f64, f64)> {
-        let (e, l) = (self.a.head_dim, self.a.packed());
+    /// Returns e^sink of a head, the sink's part of a row's total; 0 where there are no sinks.
+    fn sink(&self, x: &[Vec<f64>], h: usize) -> f64 {
+        if self.sinks { x[1][h].exp() } else { 0.0 }
+    }
+    /// Computes the total of e^score over the keys that query i of head h sees, and the sink; and for each key (key, probability p, slope of
+    /// the soft cap).
+    fn row(&self, x: &[Vec<f64>], i: usize, h: usize) -> (f64, Vec<(usize, f64, f64)>) {
+        let (e, l, sink, x) = (self.a.head_dim, self.a.packed(), self.sink(x, h), &x[0]);
         let q = &x[i * l.q_stride + h * e..][..e];
         let kv = h / (self.a.heads / self.a.kv_heads);
         let score = |j: usize| {
@@ -154,8 +185,8 @@ impl AttentionCase {
         };
         let seen: Vec<usize> = (0..self.t()).filter(|&j| self.sees(i, j)).collect();
         let scores: Vec<(f64, f64)> = seen.iter().map(|&j| score(j)).collect();
-        let total: f64 = scores.iter().map(|s| s.0.exp()).sum();
-        seen.into_iter().zip(scores).map(|(j, (s, slope))| (j, s.exp() / total, slope)).collect()
+        let total: f64 = sink + scores.iter().map(|s| s.0.exp()).sum::<f64>();
+        (total, seen.into_iter().zip(scores).map(|(j, (s, slope))| (j, s.exp() / total, slope)).collect())
     }
 }
 
@@ -165,12 +196,15 @@ impl Case for AttentionCase {
         let mut label = format!("T={} H={heads} K={kv_heads} E={head_dim}", self.t());
         label += &softcap.map_or(String::new(), |c| format!(" cap={c}"));
         label += &window.map_or(String::new(), |w| format!(" window={w}"));
+        label += if self.sinks { " sinks" } else { "" };
         let variants: Vec<&str> = self.allowed.iter().map(|v| v.name()).collect();
         let variants = if variants.is_empty() { "baseline".into() } else { variants.join(",") };
         format!("{label} {variants} {}", self.precision.name())
     }
+    /// Draws q, k and v, and then the sinks.
     fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
-        vec![HostTensor::normal(rng, self.t() * self.a.packed().q_stride)]
+        let qkv = HostTensor::normal(rng, self.t() * self.a.packed().q_stride);
+        [qkv].into_iter().chain(self.sinks.then(|| HostTensor::normal(rng, self.a.heads))).collect()
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let (e, l) = (self.a.head_dim, self.a.packed());
@@ -178,7 +212,7 @@ impl Case for AttentionCase {
         for i in 0..self.t() {
             for h in 0..self.a.heads {
                 let kv = h / (self.a.heads / self.a.kv_heads);
-                for (j, p, _) in self.row(&x[0], i, h) {
+                for (j, p, _) in self.row(x, i, h).1 {
                     for d in 0..e {
                         o[(i * self.a.heads + h) * e + d] += p * x[0][l.v_start + j * l.kv_stride + kv * e + d];
                     }
@@ -188,16 +222,18 @@ impl Case for AttentionCase {
         vec![o]
     }
     fn backward(&self, x: &[Vec<f64>], d_y: &[Vec<f64>]) -> Vec<Vec<f64>> {
-        let (e, l, x) = (self.a.head_dim, self.a.packed(), &x[0]);
-        let mut d = vec![0.0; x.len()];
+        let (e, l, inputs, x) = (self.a.head_dim, self.a.packed(), x, &x[0]);
+        let (mut d, mut d_sinks) = (vec![0.0; x.len()], vec![0.0; if self.sinks { self.a.heads } else { 0 }]);
         for i in 0..self.t() {
             for h in 0..self.a.heads {
                 let kv = h / (self.a.heads / self.a.kv_heads);
                 let d_o = &d_y[0][(i * self.a.heads + h) * e..][..e];
-                let row = self.row(x, i, h);
+                let (total, row) = self.row(inputs, i, h);
                 let value = |j: usize| &x[l.v_start + j * l.kv_stride + kv * e..][..e];
                 let d_p: Vec<f64> = row.iter().map(|r| value(r.0).iter().zip(d_o).map(|(a, b)| a * b).sum()).collect();
                 let mean: f64 = row.iter().zip(&d_p).map(|(r, d)| r.1 * d).sum();
+                // The sink's value is zero.
+                d_sinks.get_mut(h).into_iter().for_each(|d| *d -= self.sink(inputs, h) / total * mean);
                 for (&(j, p, slope), d_p) in row.iter().zip(d_p) {
                     let d_s = p * (d_p - mean) * slope * f64::from(self.a.scale);
                     for c in 0..e {
@@ -209,7 +245,7 @@ impl Case for AttentionCase {
                 }
             }
         }
-        vec![d]
+        [d].into_iter().chain(self.sinks.then_some(d_sinks)).collect()
     }
     fn d_y_lens(&self) -> Vec<usize> {
         vec![self.t() * self.a.heads * self.a.head_dim]
@@ -224,11 +260,20 @@ impl Case for AttentionCase {
             AttentionImpl::choose(gpu.caps(), &self.allowed, self.precision, self.a.head_dim, longest(&b.ranges));
         let heads = [(self.a.windowed_heads(), implementation)];
         let s = SegmentTable::new(gpu, &b.ranges, &b.positions, &heads, true);
-        attention_fwd(rec, &self.a, &l, &x[0], &x[0], &s, &o, &lse);
+        let rows = SinkRows { tokens: self.t(), heads: self.a.heads, head_dim: self.a.head_dim };
+        let lse_keys = if self.sinks { gpu.alloc_activation(n) } else { lse.clone() };
+        attention_fwd(rec, &self.a, &l, &x[0], &x[0], &s, &o, &lse_keys);
+        x.get(1).into_iter().for_each(|sinks| attention_sinks_fwd(rec, &rows, sinks, &lse_keys, &o, &lse));
         let saved = AttentionSaved { qkv: &x[0], o: &o, lse: &lse };
         let of_delta = if self.allowed.contains(&Variant::Rows) { ROWS } else { BASELINE };
-        rec.with_variants(of_delta, |rec| attention_bwd(rec, &self.a, &l, saved, &s, &d_y[0], &d_qkv));
-        CaseOutputs { y: vec![o], d_x: vec![Some(d_qkv)] }
+        let delta = rec.with_variants(of_delta, |rec| attention_bwd(rec, &self.a, &l, saved, &s, &d_y[0], &d_qkv));
+        let d_sinks = x.get(1).map(|sinks| {
+            let d_sinks = gpu.alloc_activation(self.a.heads);
+            rec.clear(&d_sinks);
+            attention_sinks_bwd(rec, &rows, sinks, &lse, &delta, &d_sinks);
+            Some(d_sinks)
+        });
+        CaseOutputs { y: vec![o], d_x: [Some(d_qkv)].into_iter().chain(d_sinks).collect() }
     }
     fn reduction_len(&self) -> usize {
         (self.t() * self.a.heads / self.a.kv_heads).max(self.a.head_dim)

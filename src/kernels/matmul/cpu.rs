@@ -20,6 +20,23 @@ pub(super) const NARROW: usize = 32;
 pub(super) const UNPACK_FROM: usize = 32;
 
 impl CpuMatmul {
+    /// Rows per workgroup of the entry points that compute experts' products.
+    pub const ROWS: usize = 8;
+
+    /// Returns the entry point for experts' products, whose rows are few.
+    pub fn for_experts(orientation: LinearPass) -> Self {
+        if orientation == LinearPass::Forward { Self::Dots } else { Self::Rows }
+    }
+
+    /// Returns the columns of C per workgroup.
+    pub fn columns(self) -> usize {
+        match self {
+            Self::Rows => LANES * 8,
+            Self::Narrow => 8,
+            Self::Dots => LANES,
+        }
+    }
+
     /// Returns the fastest entry point for a product, if the vec4s of B are aligned as it needs.
     pub fn choose(p: &MatmulDesc, b: OperandMatrix, allowed: &[Variant]) -> Option<Self> {
         if !allowed.contains(&Variant::Cpu) || !b.in_vec4s() {
@@ -33,7 +50,7 @@ impl CpuMatmul {
         }
     }
 
-    fn shader(self, a_transposed: bool, storage: WeightFormat, accumulate: bool) -> Shader {
+    pub fn shader(self, a_transposed: bool, storage: WeightFormat, accumulate: bool) -> Shader {
         let entry = match self {
             Self::Rows => "matmul_rows",
             Self::Narrow => "matmul_narrow",
@@ -45,12 +62,8 @@ impl CpuMatmul {
     }
 
     fn grid(self, p: &MatmulDesc) -> [u32; 2] {
-        let (columns, rows) = match self {
-            Self::Rows => (LANES * 8, 8),
-            Self::Narrow => (8, LANES * 4),
-            Self::Dots => (LANES, 8),
-        };
-        [p.n.div_ceil(columns) as u32, p.m.div_ceil(rows) as u32]
+        let rows = if self == Self::Narrow { LANES * 4 } else { Self::ROWS };
+        [p.n.div_ceil(self.columns()) as u32, p.m.div_ceil(rows) as u32]
     }
 }
 

@@ -159,6 +159,10 @@ impl<'a> MatmulOperands<'a> {
             low_rank_w_start: b2.start as u32,
             low_rank_w_stride: b2.stride as u32,
             bias_start: epilogue.bias.map_or(0, |b| b.1 as u32),
+            first_expert: 0,
+            n_experts: 0,
+            expert_stride: 0,
+            expert_words: 0,
         }
     }
 }
@@ -211,6 +215,23 @@ pub(super) struct MatmulParams {
     low_rank_w_start: u32,
     low_rank_w_stride: u32,
     bias_start: u32,
+    first_expert: u32,
+    n_experts: u32,
+    expert_stride: u32,
+    expert_words: u32,
+}
+
+impl MatmulParams {
+    /// Adds a range of experts: its first one and their number, and the elements or words from an expert's matrix to the next one's.
+    pub fn with_experts(self, [first, n]: [usize; 2], [stride, words]: [usize; 2]) -> Self {
+        Self {
+            first_expert: first as u32,
+            n_experts: n as u32,
+            expert_stride: stride as u32,
+            expert_words: words as u32,
+            ..self
+        }
+    }
 }
 
 /// Returns whether the last vec4 of a row, which is read even beyond N, lies inside B.

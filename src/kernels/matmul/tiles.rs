@@ -98,8 +98,13 @@ impl TiledMatmul {
     }
 
     /// Returns the bytes of both tiles in workgroup memory: 16 rows of K each.
-    fn tile_bytes(self) -> usize {
+    pub fn tile_bytes(self) -> usize {
         2 * 16 * self.tile * size_of::<f32>()
+    }
+
+    /// Returns the rows of a tile, and its columns.
+    pub fn rows(self) -> usize {
+        self.tile
     }
 
     pub fn grid(self, p: &MatmulDesc) -> [u32; 2] {

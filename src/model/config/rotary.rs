@@ -4,7 +4,7 @@ use serde_json::Map;
 
 use super::super::description::{QueryScale, RopeConfig, RopeScaling};
 use super::super::families::{FamilySpec, ModelFamily, OLMO3_THETA, Windows, limit};
-use super::{ConfigReader, shown};
+use super::{ConfigReader, gpt_oss, shown};
 use crate::error::Result;
 
 /// Fields that every rotary table may have.
@@ -243,7 +243,8 @@ impl ConfigReader<'_> {
             return Err(self.bad("rope_scaling", "conflicts with `rope_parameters`: remove one of the two"));
         }
         let nested = parameters.as_ref().is_some_and(|p| p.fields.contains_key("full_attention"));
-        if matches!(family.windows, Windows::ExceptEvery(..)) && family.kind != ModelFamily::Gemma2 {
+        let has_one_table = matches!(family.kind, ModelFamily::Gemma2 | ModelFamily::GptOss);
+        if matches!(family.windows, Windows::ExceptEvery(..)) && !has_one_table {
             let (mut full, mut sliding) = (scaling, None);
             if let Some(p) = &parameters {
                 let stray = p.fields.keys().find(|k| !["full_attention", "sliding_attention"].contains(&k.as_str()));
@@ -276,6 +277,8 @@ impl ConfigReader<'_> {
         {
             return Err(self.bad("rope_theta", format!("{a} contradicts `rope_parameters.rope_theta`, {b}")));
         }
-        Ok(vec![self.rope(scaling.or(parameters).as_ref(), &defaults)?])
+        let default = if family.kind == ModelFamily::GptOss { gpt_oss::default_rope() } else { Map::new() };
+        let default = ConfigReader { path: self.path, at: String::new(), fields: &default };
+        Ok(vec![self.rope(Some(&scaling.or(parameters).unwrap_or(default)), &defaults)?])
     }
 }

@@ -1,5 +1,6 @@
 //! A checkpoint with quantised tensors as the content of one safetensors file of floats. Values are computed when they are read.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
@@ -10,6 +11,7 @@ use super::super::computed_file::{ComputedFile, ComputedTensor};
 use super::super::tensor_file::TensorContent;
 use super::fp8::Fp8Tensor;
 use super::method::QuantMethod;
+use super::mxfp4::{self, Mxfp4Tensor};
 use super::nf4::{self, Nf4Tensor};
 use crate::error::{Error, Result};
 
@@ -23,6 +25,15 @@ enum Source {
     Verbatim,
     Fp8(Fp8Tensor),
     Nf4(Nf4Tensor),
+    Mxfp4(Mxfp4Tensor),
+}
+
+/// Weights of an expert that were decoded last. A file has them transposed, so that no smaller part can be read alone.
+#[derive(Debug)]
+struct DecodedExpert {
+    tensor: String,
+    expert: usize,
+    values: Vec<u8>,
 }
 
 /// Tensor as the file of floats would hold it.
@@ -42,6 +53,7 @@ pub struct DequantisedContent {
     /// Tensors in the order of their bytes.
     tensors: Vec<FloatTensor>,
     place: BTreeMap<String, usize>,
+    decoded: RefCell<Option<DecodedExpert>>,
 }
 
 /// Computes which floats a checkpoint's tensors stand for.
@@ -49,11 +61,19 @@ pub struct DequantisedContent {
 /// # Errors
 /// Those of [`super::open_quantised`].
 pub fn dequantised(checkpoint: Checkpoint, method: QuantMethod) -> Result<DequantisedContent> {
-    let names: Vec<String> = checkpoint.names().map(String::from).collect();
+    let mut names: Vec<String> = checkpoint.names().map(String::from).collect();
     let (mut found, mut taken) = (BTreeMap::new(), BTreeSet::new());
-    for name in &names {
+    for name in &mut names {
         let Some((dtype, shape)) = checkpoint.stored(name) else { continue };
         match (method, dtype) {
+            (QuantMethod::Mxfp4, Dtype::U8) => {
+                let Some(whole) = mxfp4::tensor_name(name) else { continue };
+                let (tensor, parts) = Mxfp4Tensor::open(&checkpoint, whole)?;
+                let whole = whole.to_string();
+                found.insert(whole.clone(), (Dtype::BF16, tensor.shape(), Source::Mxfp4(tensor)));
+                taken.extend(parts);
+                *name = whole;
+            }
             (QuantMethod::Fp8 { blocks }, Dtype::F8_E4M3) => {
                 let (tensor, scales) = Fp8Tensor::open(&checkpoint, name, shape, blocks)?;
                 found.insert(name.clone(), (Dtype::BF16, shape.to_vec(), Source::Fp8(tensor)));
@@ -104,7 +124,7 @@ impl DequantisedContent {
             ComputedTensor { name: &tensor.name, dtype, shape, n_bytes: *n_bytes }
         }));
         let layout = layout.ok_or_else(|| Error::file(checkpoint.dir(), "has tensors of more than 2^64 bytes"))?;
-        Ok(Self { checkpoint, layout, tensors, place })
+        Ok(Self { checkpoint, layout, tensors, place, decoded: RefCell::new(None) })
     }
 
     /// Returns the checkpoint with the quantised tensors.
@@ -116,7 +136,7 @@ impl DequantisedContent {
     pub fn nf4(&self, name: &str) -> Option<&Nf4Tensor> {
         match &self.tensors[*self.place.get(name)?].source {
             Source::Nf4(tensor) => Some(tensor),
-            Source::Verbatim | Source::Fp8(_) => None,
+            Source::Verbatim | Source::Fp8(_) | Source::Mxfp4(_) => None,
         }
     }
 
@@ -127,6 +147,7 @@ impl DequantisedContent {
             QuantMethod::Fp8 { .. } => {
                 format!("{dir}: {n} tensors in FP8 are read as bf16; --base-dtype int8 or nf4 takes less memory")
             }
+            QuantMethod::Mxfp4 => format!("{dir}: {n} tensors in MXFP4 are read as bf16"),
             QuantMethod::Bnb4bit => {
                 let packable =
                     self.tensors.iter().filter(|t| matches!(&t.source, Source::Nf4(t) if t.is_packable())).count();
@@ -140,14 +161,16 @@ impl DequantisedContent {
     /// Fills `into` with a tensor's bytes from `offset` on, counted from the tensor's beginning.
     fn read_tensor(&self, tensor: &FloatTensor, offset: u64, into: &mut [u8]) -> Result<(), String> {
         let told = |error: Error| error.to_string();
-        if matches!(tensor.source, Source::Verbatim) {
-            return self.checkpoint.read_range(&tensor.name, offset, into).map_err(told);
+        match &tensor.source {
+            Source::Verbatim => return self.checkpoint.read_range(&tensor.name, offset, into).map_err(told),
+            Source::Mxfp4(experts) => return self.read_experts(&tensor.name, experts, offset, into).map_err(told),
+            Source::Fp8(_) | Source::Nf4(_) => {}
         }
         // A reader may begin or end inside a value, and a byte of NF4 has two values.
         let (first, last) = (offset / tensor.width, (offset + into.len() as u64).div_ceil(tensor.width));
         let mut values = Vec::new();
         let first = match &tensor.source {
-            Source::Verbatim => first,
+            Source::Verbatim | Source::Mxfp4(_) => first,
             Source::Fp8(fp8) => {
                 let mut codes = vec![0; (last - first) as usize];
                 self.checkpoint.read_range(&tensor.name, first, &mut codes).map_err(told)?;
@@ -163,6 +186,24 @@ impl DequantisedContent {
             }
         };
         into.copy_from_slice(&values[(offset - first * tensor.width) as usize..][..into.len()]);
+        Ok(())
+    }
+
+    /// Fills `into` with the bytes of experts' weights from `offset` on.
+    fn read_experts(&self, name: &str, experts: &Mxfp4Tensor, offset: u64, into: &mut [u8]) -> Result<()> {
+        let mut decoded = self.decoded.borrow_mut();
+        let (mut at, mut into) = (offset as usize, into);
+        while !into.is_empty() {
+            let (expert, start) = (at / experts.expert_bytes(), at % experts.expert_bytes());
+            let values = match decoded.take().filter(|known| known.tensor == name && known.expert == expert) {
+                Some(known) => known.values,
+                None => experts.expert(&self.checkpoint, expert)?,
+            };
+            let (part, rest) = into.split_at_mut((values.len() - start).min(into.len()));
+            part.copy_from_slice(&values[start..][..part.len()]);
+            (at, into) = (at + part.len(), rest);
+            *decoded = Some(DecodedExpert { tensor: name.into(), expert, values });
+        }
         Ok(())
     }
 }

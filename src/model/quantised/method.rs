@@ -20,6 +20,8 @@ pub enum QuantMethod {
     },
     /// Four bits by bitsandbytes.
     Bnb4bit,
+    /// MXFP4, as gpt-oss is published.
+    Mxfp4,
 }
 
 impl QuantMethod {
@@ -44,7 +46,8 @@ impl QuantMethod {
     fn of(settings: &Value) -> Result<Self, String> {
         let text = |name: &str| settings.get(name).and_then(Value::as_str);
         let is_on = |name: &str| settings.get(name) == Some(&Value::Bool(true));
-        let read = "fp8, fbgemm_fp8, compressed-tensors (float-quantized) and bitsandbytes (load_in_4bit) are read";
+        let read =
+            "fp8, fbgemm_fp8, compressed-tensors (float-quantized), bitsandbytes (load_in_4bit) and mxfp4 are read";
         let method = match text("quant_method") {
             Some("fp8" | "fbgemm_fp8") => Self::Fp8 { blocks: blocks(&settings["weight_block_size"])? },
             Some("compressed-tensors") => match text("format") {
@@ -57,6 +60,7 @@ impl QuantMethod {
                 }
             },
             Some("bitsandbytes") | None if is_on("load_in_4bit") || is_on("_load_in_4bit") => Self::Bnb4bit,
+            Some("mxfp4") => Self::Mxfp4,
             Some("bitsandbytes") => return Err(format!("bitsandbytes with 8 bits is not read: {read}")),
             Some(other) => {
                 return Err(format!("weights quantised by {other} are not read: {read}; take the bf16 weights"));
@@ -106,6 +110,8 @@ mod tests {
         assert_eq!((method, rest.as_str()), (QuantMethod::Fp8 { blocks: None }, r#"{"a":1,"b":2}"#));
         let blocks = r#"{"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 64]}}"#;
         assert_eq!(take(blocks).unwrap().unwrap().0, QuantMethod::Fp8 { blocks: Some([128, 64]) });
+        let mxfp4 = r#"{"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}}"#;
+        assert_eq!(take(mxfp4).unwrap().unwrap().0, QuantMethod::Mxfp4);
         let wrapped = r#"{"text_config": {"c": 3, "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": true}}}"#;
         let (method, rest) = take(wrapped).unwrap().unwrap();
         assert_eq!((method, rest.as_str()), (QuantMethod::Bnb4bit, r#"{"text_config":{"c":3}}"#));
