@@ -12,7 +12,7 @@ use serde_json::Value;
 const FAMILY: &str = "mistral-odd";
 
 /// Families whose layers, rotary tables or files differ most from those of [`FAMILY`]: see tests/oracle/README.md.
-const OTHERS: [&str; 11] = [
+const OTHERS: [&str; 12] = [
     "smollm3",
     "granite",
     "granitemoehybrid",
@@ -24,6 +24,7 @@ const OTHERS: [&str; 11] = [
     "qwen3_5",
     "gemma4-12b",
     "gemma4-e2b",
+    "lfm2",
 ];
 
 /// A perturbed model, its unperturbed reference, conditional and joint rows.

@@ -490,6 +490,7 @@ families! {
     qwen3_5_wrapper: full(OURS, "qwen3_5-wrapper");
     gemma4_12b: full(OURS, "gemma4-12b");
     gemma4_e2b: full(OURS, "gemma4-e2b");
+    lfm2: full(OURS, "lfm2");
     lora_mistral: lora(OURS, "lora-mistral");
     public_gpt2: full(PUBLIC, "gpt2");
     public_llama: full(PUBLIC, "llama");
@@ -521,7 +522,7 @@ fn medium_precision_keeps_gradients() {
     let families = ["gemma2", "gemma3", "llama3-scaling", "mistral-odd", "phi3", "qwen3"];
     let newer =
         ["smollm3", "granite", "granitemoehybrid", "ministral3", "olmo2", "olmo3", "glm4", "phi4-mini", "qwen3_5"];
-    let newer = newer.into_iter().chain(["gemma4-12b", "gemma4-e2b"]);
+    let newer = newer.into_iter().chain(["gemma4-12b", "gemma4-e2b", "lfm2"]);
     let families = families.into_iter().chain(newer).map(|name| (OURS, name));
     for (set, name) in families.into_iter().chain(["gpt2", "llama", "qwen2"].map(|name| (PUBLIC, name))) {
         let Some(dir) = family(set, name) else { continue };

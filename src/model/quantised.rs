@@ -1,9 +1,10 @@
-//! Checkpoints whose linear weights are quantised in the files: FP8, and bitsandbytes' NF4. They are read as if the files held floats, so that
-//! everything that reads a checkpoint reads them. NF4 is also handed on as it is.
+//! Checkpoints whose linear weights are quantised in the files: FP8, MXFP4, and bitsandbytes' NF4. They are read as if the files held floats,
+//! so that everything that reads a checkpoint reads them. NF4 is also handed on as it is.
 
 mod content;
 mod fp8;
 mod method;
+mod mxfp4;
 mod nf4;
 
 use std::rc::Rc;
@@ -28,7 +29,7 @@ impl Nf4Tensors for DequantisedContent {
     }
 }
 
-/// Reads a checkpoint's quantised tensors as floats: FP8 as bf16, NF4 in the type that its quantisation names. `method` is that of config.json. Scales and
+/// Reads a checkpoint's quantised tensors as floats: FP8 and MXFP4 as bf16, NF4 in the type that its quantisation names. `method` is that of config.json. Scales and
 /// other tensors that belong to a quantised one are then no tensors of the checkpoint. Also returns a remark for the user.
 ///
 /// # Errors
@@ -36,8 +37,8 @@ impl Nf4Tensors for DequantisedContent {
 pub fn open_quantised(checkpoint: Checkpoint, method: QuantMethod) -> Result<(Checkpoint, String)> {
     let (dir, shown) = (checkpoint.dir().to_path_buf(), checkpoint.dir().display().to_string());
     let notes = checkpoint.notes().to_vec();
-    let content = Rc::new(dequantised(checkpoint, method)?);
-    let note = content.note(&shown, method);
+    let content = Rc::new(dequantised(checkpoint, &method)?);
+    let note = content.note(&shown, &method);
     let floats = Box::new(content::Shared(content.clone()));
     Ok((Checkpoint::from_quantised(&dir, floats, content, notes)?, note))
 }

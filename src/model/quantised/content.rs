@@ -10,6 +10,7 @@ use super::super::computed_file::{ComputedFile, ComputedTensor};
 use super::super::tensor_file::TensorContent;
 use super::fp8::Fp8Tensor;
 use super::method::QuantMethod;
+use super::mxfp4::{self, ExpertCache, Mxfp4Tensor};
 use super::nf4::{self, Nf4Tensor};
 use crate::error::{Error, Result};
 
@@ -23,6 +24,7 @@ enum Source {
     Verbatim,
     Fp8(Fp8Tensor),
     Nf4(Nf4Tensor),
+    Mxfp4(Mxfp4Tensor),
 }
 
 /// Tensor as the file of floats would hold it.
@@ -42,20 +44,27 @@ pub struct DequantisedContent {
     /// Tensors in the order of their bytes.
     tensors: Vec<FloatTensor>,
     place: BTreeMap<String, usize>,
+    experts: ExpertCache,
 }
 
 /// Computes which floats a checkpoint's tensors stand for.
 ///
 /// # Errors
 /// Those of [`super::open_quantised`].
-pub fn dequantised(checkpoint: Checkpoint, method: QuantMethod) -> Result<DequantisedContent> {
+pub fn dequantised(checkpoint: Checkpoint, method: &QuantMethod) -> Result<DequantisedContent> {
     let names: Vec<String> = checkpoint.names().map(String::from).collect();
-    let (mut found, mut taken) = (BTreeMap::new(), BTreeSet::new());
+    let (mut found, mut taken, mut made) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
+    let kept = match method {
+        QuantMethod::Mxfp4 { kept } => {
+            mxfp4::kept_modules(kept).map_err(|reason| Error::file(checkpoint.dir(), reason))?
+        }
+        QuantMethod::Fp8 { .. } | QuantMethod::Bnb4bit => Vec::new(),
+    };
     for name in &names {
         let Some((dtype, shape)) = checkpoint.stored(name) else { continue };
         match (method, dtype) {
             (QuantMethod::Fp8 { blocks }, Dtype::F8_E4M3) => {
-                let (tensor, scales) = Fp8Tensor::open(&checkpoint, name, shape, blocks)?;
+                let (tensor, scales) = Fp8Tensor::open(&checkpoint, name, shape, *blocks)?;
                 found.insert(name.clone(), (Dtype::BF16, shape.to_vec(), Source::Fp8(tensor)));
                 taken.insert(scales);
             }
@@ -63,6 +72,13 @@ pub fn dequantised(checkpoint: Checkpoint, method: QuantMethod) -> Result<Dequan
                 let (tensor, parts) = Nf4Tensor::open(&checkpoint, name)?;
                 found.insert(name.clone(), (tensor.dtype, tensor.shape.clone(), Source::Nf4(tensor)));
                 taken.extend(parts);
+            }
+            (QuantMethod::Mxfp4 { .. }, _) => {
+                let Some(float_name) = mxfp4::float_name(name) else { continue };
+                let (tensor, parts) = Mxfp4Tensor::open(&checkpoint, float_name, &kept)?;
+                found.insert(float_name.to_string(), (Dtype::BF16, tensor.shape.clone(), Source::Mxfp4(tensor)));
+                taken.extend(parts);
+                made.push(float_name.to_string());
             }
             _ => {}
         }
@@ -78,7 +94,7 @@ pub fn dequantised(checkpoint: Checkpoint, method: QuantMethod) -> Result<Dequan
             || module
                 .is_some_and(|(module, last)| UNUSED.contains(&last) && found.contains_key(&format!("{module}.weight")))
     };
-    let left: Vec<String> = names.into_iter().filter(|name| !belongs(name)).collect();
+    let left: Vec<String> = names.iter().filter(|name| !belongs(name)).cloned().chain(made).collect();
     DequantisedContent::new(checkpoint, &left, found)
 }
 
@@ -104,7 +120,7 @@ impl DequantisedContent {
             ComputedTensor { name: &tensor.name, dtype, shape, n_bytes: *n_bytes }
         }));
         let layout = layout.ok_or_else(|| Error::file(checkpoint.dir(), "has tensors of more than 2^64 bytes"))?;
-        Ok(Self { checkpoint, layout, tensors, place })
+        Ok(Self { checkpoint, layout, tensors, place, experts: ExpertCache::default() })
     }
 
     /// Returns the checkpoint with the quantised tensors.
@@ -116,17 +132,18 @@ impl DequantisedContent {
     pub fn nf4(&self, name: &str) -> Option<&Nf4Tensor> {
         match &self.tensors[*self.place.get(name)?].source {
             Source::Nf4(tensor) => Some(tensor),
-            Source::Verbatim | Source::Fp8(_) => None,
+            Source::Verbatim | Source::Fp8(_) | Source::Mxfp4(_) => None,
         }
     }
 
     /// Makes the remark for the user.
-    pub fn note(&self, dir: &str, method: QuantMethod) -> String {
+    pub fn note(&self, dir: &str, method: &QuantMethod) -> String {
         let n = self.tensors.iter().filter(|tensor| !matches!(tensor.source, Source::Verbatim)).count();
         match method {
             QuantMethod::Fp8 { .. } => {
                 format!("{dir}: {n} tensors in FP8 are read as bf16; --base-dtype int8 or nf4 takes less memory")
             }
+            QuantMethod::Mxfp4 { .. } => format!("{dir}: {n} tensors of experts in MXFP4 are read as bf16"),
             QuantMethod::Bnb4bit => {
                 let packable =
                     self.tensors.iter().filter(|t| matches!(&t.source, Source::Nf4(t) if t.is_packable())).count();
@@ -160,6 +177,11 @@ impl DequantisedContent {
                 self.checkpoint.read_range(&tensor.name, bytes.start, &mut codes).map_err(told)?;
                 nf4.decode(2 * bytes.start as usize, &codes, &mut values);
                 2 * bytes.start
+            }
+            Source::Mxfp4(experts) => {
+                let elements = first as usize..last as usize;
+                experts.decode(&self.checkpoint, &self.experts, elements, &mut values).map_err(told)?;
+                first
             }
         };
         into.copy_from_slice(&values[(offset - first * tensor.width) as usize..][..into.len()]);
