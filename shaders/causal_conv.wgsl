@@ -1,5 +1,5 @@
-// y[t,c] = silu(s[t,c]);   s[t,c] = Σ_d w[c, K−1−d]·x[t−d, c], d from 0 to K−1; t−d is d tokens before t in its sequence, zero before the start
-// d_s = d_y·silu'(s);   d_x[t] = Σ_d w[K−1−d]·d_s[t+d], over every token that is d tokens behind t;   d_w[c, K−1−d] = Σ_t d_s[t]·x[t−d]
+// y[t,c] = f(s[t,c]);   s[t,c] = Σ_d w[c, K−1−d]·x[t−d, c], d from 0 to K−1; t−d is d tokens before t in its sequence, zero before the start
+// f is silu (SILU), or nothing;   d_s = d_y·f'(s);   d_x[t] = Σ_d w[K−1−d]·d_s[t+d], over every token that is d tokens behind t;   d_w[c, K−1−d] = Σ_t d_s[t]·x[t−d]
 //
 // Depthwise convolution. With a shared prefix, the prefix's last tokens have a token d behind them in every branch.
 
@@ -9,6 +9,7 @@ import package::shared::value_f32::{Value, WIDTH, value_of};
 
 override WG: u32 = 64u;
 override K: u32 = 4u; // taps per channel, at least 2
+override SILU: bool = true; // whether silu follows the convolution
 
 const TOKENS = 8u; // tokens per invocation
 
@@ -40,6 +41,14 @@ fn load_taps(i: u32, taps: ptr<function, array<Value, K>>) {
     }
 }
 
+// Returns f(s).
+fn activated(s: Value) -> Value {
+    if SILU {
+        return s * sigmoid(s);
+    }
+    return s;
+}
+
 // Returns s of token t, of the i-th Value of its channels.
 fn conv_sum(t: u32, i: u32, taps: ptr<function, array<Value, K>>) -> Value {
     let values = params.channels / WIDTH;
@@ -65,14 +74,13 @@ fn causal_conv_fwd(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invoc
     load_taps(i, &taps);
     let end = min((group.y + 1u) * TOKENS, params.t);
     for (var t = group.y * TOKENS; t < end; t++) {
-        let s = conv_sum(t, i, &taps);
-        y[t * values + i] = s * sigmoid(s);
+        y[t * values + i] = activated(conv_sum(t, i, &taps));
     }
 }
 
 @group(0) @binding(4) var<storage, read_write> d_s: array<Value>; // (T, channels): d_y, then d_s
 
-// Workgroups are those of causal_conv_fwd.
+// For silu alone: without it, d_s is d_y. Workgroups are those of causal_conv_fwd.
 @compute @workgroup_size(WG)
 fn causal_conv_bwd_s(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     let i = group.x * WG + local.x;
@@ -176,7 +184,7 @@ fn causal_conv_step(
         }
     }
     cache[row + (K - 2u) * values] = own;
-    y_of_step[n] = sum * sigmoid(sum);
+    y_of_step[n] = activated(sum);
 }
 
 @group(0) @binding(2) var<storage, read> ends: array<vec2<u32>>; // (sequences): last token, row of the cache

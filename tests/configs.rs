@@ -5,6 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::slice::from_ref;
 
 use common::{describe, oracles, says};
 use jointwise::error::Error;
@@ -65,7 +66,7 @@ fn configs_resolve_as_in_transformers() {
         assert_eq!(d.activation, activation);
         n += 1;
     }
-    assert_eq!(n, 29);
+    assert_eq!(n, 31);
 }
 
 /// Tensors of a checkpoint that transformers 5 holds as one: those of experts.
@@ -266,6 +267,79 @@ fn layers_of_gemma_4() {
         ("num_global_key_value_heads", json!(3)),
     ];
     says(read(&three), &["m/config.json", "3 in layer 1 does not divide num_attention_heads = 4"]);
+}
+
+/// LFM2: which layers have a short convolution, the width of the MLP, and what is refused.
+#[test]
+fn layers_of_lfm2() {
+    let read = |changes: &[(&str, Value)]| {
+        let mut config = json!({"architectures": ["Lfm2ForCausalLM"], "model_type": "lfm2", "hidden_size": 16,
+            "intermediate_size": 100, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 4,
+            "vocab_size": 40, "hidden_act": "gelu"});
+        changes.iter().for_each(|(field, value)| config[*field] = value.clone());
+        ModelConfig::from_json("m/config.json", &config.to_string())
+    };
+    let is_conv = |changes: &[(&str, Value)]| -> Vec<bool> {
+        read(changes).unwrap().layers.iter().map(|layer| layer.short_conv().is_some()).collect()
+    };
+    let types = ("layer_types", json!(["conv", "full_attention", "conv", "conv"]));
+    let idxs = ("full_attn_idxs", json!([0, 2]));
+    assert_eq!(is_conv(&[]), [false; 4]);
+    assert_eq!(is_conv(from_ref(&idxs)), [false, true, false, true]);
+    assert_eq!(is_conv(from_ref(&types)), [true, false, true, true]);
+    assert_eq!(is_conv(&[types.clone(), idxs]), [true, false, true, true]);
+
+    let d = read(from_ref(&types)).unwrap();
+    assert_eq!((d.norm.eps, d.ropes[0].theta, d.max_positions, d.tied), (1e-5, 1e6, 128_000, true));
+    // `Lfm2MLP` reads no activation function.
+    assert_eq!((d.activation, d.final_norm.as_str()), (Activation::Silu, "model.embedding_norm"));
+    let (conv, attention) = (&d.layers[0], &d.layers[1]);
+    let names = |layer: &jointwise::model::description::LayerConfig| -> Vec<String> {
+        layer.linears().map(|linear| linear.name.rsplit('.').next().unwrap().to_string()).collect()
+    };
+    assert_eq!(names(conv), ["in_proj", "out_proj", "w1", "w3", "w2"]);
+    assert_eq!(names(attention), ["q_proj", "k_proj", "v_proj", "out_proj", "w1", "w3", "w2"]);
+    assert!(conv.q_norm.is_none() && conv.rope.is_none() && attention.rope.is_some());
+    assert_eq!(attention.k_norm.as_deref(), Some("model.layers.1.self_attn.k_layernorm"));
+    assert_eq!((d.conv_taps(), conv.qkv[0].n_out, conv.qkv[0].bias), (Some(3), 48, false));
+
+    // A bias is one of all three modules.
+    let d = read(&[types, ("conv_bias", json!(true)), ("conv_L_cache", json!(5))]).unwrap();
+    let biases: Vec<String> =
+        d.tensors().into_iter().map(|s| s.name).filter(|n| n.contains(".0.") && n.ends_with("bias")).collect();
+    assert_eq!(biases, ["conv.bias", "in_proj.bias", "out_proj.bias"].map(|n| format!("model.layers.0.conv.{n}")));
+    let shapes = d.tensors().into_iter().find(|s| s.name == "model.layers.2.conv.conv.weight").unwrap().shape;
+    assert_eq!((shapes, d.conv_taps()), (vec![16, 1, 5], Some(5)));
+
+    // Two thirds of the width, times a factor, in whole blocks.
+    let width = |changes: &[(&str, Value)]| read(changes).unwrap().d_ff;
+    let of_8 = ("block_multiple_of", json!(8));
+    assert_eq!(width(&[]), 256);
+    assert_eq!(width(from_ref(&of_8)), 72);
+    assert_eq!(width(&[of_8.clone(), ("block_ffn_dim_multiplier", json!(1.3))]), 88);
+    assert_eq!(width(&[of_8.clone(), ("block_ffn_dim_multiplier", json!(null))]), 66);
+    assert_eq!(width(&[of_8.clone(), ("block_auto_adjust_ff_dim", json!(false))]), 100);
+    assert_eq!(width(&[of_8, ("block_ff_dim", json!(300))]), 200);
+    let tied =
+        |outer: Value, older: Value| read(&[("tie_word_embeddings", outer), ("tie_embedding", older)]).unwrap().tied;
+    assert_eq!([tied(json!(true), json!(false)), tied(json!(false), json!(null))], [false, false]);
+
+    for (field, value, reason) in [
+        ("layer_types", json!(vec!["sliding_attention"; 4]), "(full_attention, conv are)"),
+        ("layer_types", json!(["conv"]), "has 1 entries for num_hidden_layers = 4"),
+        ("full_attn_idxs", json!([4]), "4 is no layer of 4"),
+        ("full_attn_idxs", json!([-1]), "expected layers' numbers"),
+        ("conv_L_cache", json!(1), "expected at least 2"),
+        ("conv_bias", json!(1), "expected true or false"),
+        ("block_multiple_of", json!(0), "found 0"),
+        ("intermediate_size", json!(1), "1 gives an MLP of a width that is not in 1 ..="),
+        ("norm_eps", json!(0), "expected a number above 0"),
+        ("num_experts", json!(8), "8 is not supported"),
+        ("architectures", json!(["Lfm2MoeForCausalLM"]), "`Lfm2MoeForCausalLM` is not supported"),
+    ] {
+        says(read(&[(field, value)]), &["m/config.json", field, reason]);
+    }
+    says(read(&[("block_ffn_dim_multiplier", json!(1e30))]), &["intermediate_size", "not in 1 ..="]);
 }
 
 /// Qwen3.5: which layers have a delta net, and what is refused.

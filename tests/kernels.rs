@@ -6,7 +6,9 @@ use std::ops::Deref;
 use std::sync::Mutex;
 
 use jointwise::gpu::{Caps, DeviceChoice, Gpu, MatmulPrecision, Recording, Role, Slot, Variant};
-use jointwise::kernels::causal_conv::{ConvTable, causal_conv_bwd_s, causal_conv_bwd_x, causal_conv_fwd};
+use jointwise::kernels::causal_conv::{
+    ConvActivation, ConvTable, causal_conv_bwd_s, causal_conv_bwd_x, causal_conv_fwd,
+};
 use jointwise::kernels::delta_rule::{
     DeltaChunks, DeltaHeads, DeltaRuleSaved, OuterStates, Segment, delta_rule_bwd, delta_rule_fwd,
 };
@@ -181,6 +183,7 @@ kernels![
     ceiling,
     column_sum,
     columns,
+    conv_gates,
     delta_gates,
     delta_rule,
     dropout,
@@ -571,7 +574,7 @@ fn linear_attention(gpu: &Gpu, segments: &[Segment], x: &[f32], gates: &[f32], d
     let states = gpu.alloc_activation(chunks.states_len(&heads));
     let d_states = gpu.alloc_activation(chunks.d_states_len(&heads));
     let mut rec = gpu.record();
-    causal_conv_fwd(&mut rec, &conv, width, &w, &x, &qkv);
+    causal_conv_fwd(&mut rec, &conv, width, ConvActivation::Silu, &w, &x, &qkv);
     l2norm_fwd(&mut rec, &heads, t, &qkv, &r);
     delta_rule_fwd(&mut rec, &heads, &chunks, &qkv, &gates, &o, &states);
     let saved = DeltaRuleSaved { qkv: &qkv, gates: &gates, o: &o, states: &states };

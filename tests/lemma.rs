@@ -12,7 +12,7 @@ use serde_json::Value;
 const FAMILY: &str = "mistral-odd";
 
 /// Families whose layers, rotary tables or files differ most from those of [`FAMILY`]: see tests/oracle/README.md.
-const OTHERS: [&str; 13] = [
+const OTHERS: [&str; 14] = [
     "smollm3",
     "granite",
     "granitemoehybrid",
@@ -26,6 +26,7 @@ const OTHERS: [&str; 13] = [
     "gemma4-e2b",
     "qwen3_moe",
     "gpt_oss",
+    "lfm2",
 ];
 
 /// A perturbed model, its unperturbed reference, conditional and joint rows.

@@ -197,6 +197,7 @@ fn a_model_of_seven_billion_parameters_fits_a_card_of_8_gb() {
 /// Configurations of models in docs/models.md's table of cards.
 const MODELS_ON_CARDS: [&str; 17] = [
     "qwen3.5-0.8b",
+    "lfm2.5-1.2b",
     "olmo-2-1b",
     "granite-3.3-2b",
     "smollm3-3b",

@@ -492,6 +492,7 @@ families! {
     gemma4_e2b: full(OURS, "gemma4-e2b");
     qwen3_moe: full(OURS, "qwen3_moe");
     gpt_oss: full(OURS, "gpt_oss");
+    lfm2: full(OURS, "lfm2");
     lora_mistral: lora(OURS, "lora-mistral");
     public_gpt2: full(PUBLIC, "gpt2");
     public_llama: full(PUBLIC, "llama");
@@ -523,7 +524,7 @@ fn medium_precision_keeps_gradients() {
     let families = ["gemma2", "gemma3", "llama3-scaling", "mistral-odd", "phi3", "qwen3"];
     let newer =
         ["smollm3", "granite", "granitemoehybrid", "ministral3", "olmo2", "olmo3", "glm4", "phi4-mini", "qwen3_5"];
-    let newer = newer.into_iter().chain(["gemma4-12b", "gemma4-e2b"]);
+    let newer = newer.into_iter().chain(["gemma4-12b", "gemma4-e2b", "lfm2"]);
     let families = families.into_iter().chain(newer).map(|name| (OURS, name));
     for (set, name) in families.into_iter().chain(["gpt2", "llama", "qwen2"].map(|name| (PUBLIC, name))) {
         let Some(dir) = family(set, name) else { continue };

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use jointwise::kernels::storage::{PackedWeight, WeightFormat};
+use jointwise::model::checkpoint::Checkpoint;
+use jointwise::model::quantised::{QuantMethod, open_quantised};
 use jointwise::model::weights::{BaseDtype, WeightSource};
 use jointwise::workflow::OpenModel;
 use program::{Sandbox, Tensor, edit, read_tensors, rows};
@@ -83,42 +85,6 @@ fn values_are_those_of_other_programs() {
         let spec = specs.iter().find(|spec| spec.name.contains("q_proj")).unwrap();
         assert!(changed.checkpoint.values(spec).unwrap() != values(&expected[&spec.name]), "{name}");
     }
-}
-
-/// Experts in MXFP4 are read as transformers reads them (make_mxfp4.py), and scores are those of the floats.
-#[test]
-fn experts_in_mxfp4() {
-    let (sandbox, name) = (Sandbox::new(), "mxfp4");
-    let (quantised, floats) = (model(&sandbox, name), floats(&sandbox, name));
-    let open = |path: &Path| OpenModel::open(path.to_str().unwrap(), BaseDtype::Auto).unwrap();
-    let (read, expected) = (open(&quantised), read_tensors(&folder(name).join("expected.safetensors")));
-    let specs = read.description.tensors();
-    assert_eq!(specs.len(), expected.len());
-    for spec in &specs {
-        assert!(read.checkpoint.values(spec).unwrap() == values(&expected[&spec.name]), "{}", spec.name);
-    }
-    let data = sandbox.write("rows.jsonl", rows("mistral-odd")[..2].join("\n"));
-    let score = |model: &Path| {
-        let args = ["score", "--model", model.to_str().unwrap(), "--data", &data, "--template", "plain"];
-        let ran = sandbox.run(&args).ok();
-        (ran.stdout.clone(), ran.stderr)
-    };
-    let (text, said) = score(&quantised);
-    assert!(said.contains("2 tensors in MXFP4 are read as bf16"), "{said}");
-    assert_eq!(text, score(&floats).0);
-    // The control: another code and another scale give other values; codes without scales are refused by name.
-    let experts = specs.iter().find(|spec| spec.name.ends_with("down_proj")).unwrap();
-    for part in ["down_proj_blocks", "down_proj_scales"] {
-        edit(&quantised.join("model.safetensors"), |tensors| {
-            let (_, tensor) = tensors.iter_mut().find(|(name, _)| name.ends_with(part)).unwrap();
-            tensor.bytes[0] ^= 1;
-        });
-        let changed = open(&quantised).checkpoint.values(experts).unwrap();
-        assert!(changed != values(&expected[&experts.name]), "{part}");
-    }
-    edit(&quantised.join("model.safetensors"), |tensors| tensors.retain(|name, _| !name.ends_with("down_proj_scales")));
-    let error = OpenModel::open(quantised.to_str().unwrap(), BaseDtype::Auto).err().unwrap().to_string();
-    assert!(error.contains("down_proj_scales") && error.contains("is missing"), "{error}");
 }
 
 /// Scores of a quantised checkpoint are those of its floats, bit by bit.
@@ -265,4 +231,118 @@ fn what_is_not_whole_is_refused_by_name() {
     std::fs::copy(folder("fp8-rows").join("expected.safetensors"), path.join("model.safetensors")).unwrap();
     let error = OpenModel::open(path.to_str().unwrap(), BaseDtype::Auto).map(drop).unwrap_err().to_string();
     assert!(error.contains("no tensor is"), "{error}");
+}
+
+/// Opens a checkpoint in MXFP4 as floats; `text` is that of config.json.
+fn open_mxfp4(dir: &Path, text: &str) -> jointwise::Result<(Checkpoint, String)> {
+    let (method, _) = QuantMethod::take(&dir.join("config.json"), text).unwrap().unwrap();
+    open_quantised(Checkpoint::open(dir).unwrap(), method)
+}
+
+/// Experts in MXFP4 are the floats that transformers reads, transposed as there, under their names and beside the other tensors.
+#[test]
+fn experts_in_mxfp4_are_those_of_transformers() {
+    let sandbox = Sandbox::new();
+    let text = std::fs::read_to_string(folder("mxfp4").join("config.json")).unwrap();
+    let (checkpoint, note) = open_mxfp4(&folder("mxfp4"), &text).unwrap();
+    assert!(note.ends_with("mxfp4: 4 tensors of experts in MXFP4 are read as bf16"), "{note}");
+    let expected = read_tensors(&folder("mxfp4").join("expected.safetensors"));
+    assert!(checkpoint.names().eq(expected.keys()));
+    let file = checkpoint.files().next().unwrap();
+    for (name, tensor) in &expected {
+        assert_eq!(checkpoint.stored(name).unwrap(), (tensor.dtype, tensor.shape.as_slice()), "{name}");
+        let read = checkpoint.tensor(name).unwrap();
+        assert!(read.bytes == tensor.bytes, "{name}");
+        // Pieces begin and end inside of values, columns and experts.
+        let stored = &file.tensors()[name];
+        for n in [7, 1001] {
+            let mut pieces = vec![0; tensor.bytes.len()];
+            let parts = pieces.chunks_mut(n).enumerate();
+            parts.for_each(|(i, part)| file.read_range(name, stored, (i * n) as u64, part).unwrap());
+            assert!(pieces == tensor.bytes, "{name} in pieces of {n}");
+        }
+    }
+    // The control: each byte of codes and scales decides about values.
+    for (end, bit) in [("_blocks", 1), ("_blocks", 16), ("_scales", 1)] {
+        let other = copied(&sandbox, "mxfp4", &format!("changed{end}{bit}"));
+        let name = "model.layers.1.mlp.experts.down_proj";
+        edit(&other.join("model.safetensors"), |tensors| {
+            tensors.get_mut(&format!("{name}{end}")).unwrap().bytes.iter_mut().for_each(|byte| *byte ^= bit);
+        });
+        let (changed, _) = open_mxfp4(&other, &text).unwrap();
+        assert!(changed.tensor(name).unwrap().bytes != expected[name].bytes, "{end} {bit}");
+    }
+}
+
+#[test]
+fn experts_in_mxfp4_that_are_not_whole_are_refused_by_name() {
+    let sandbox = Sandbox::new();
+    let text = std::fs::read_to_string(folder("mxfp4").join("config.json")).unwrap();
+    let name = "model.layers.0.mlp.experts.gate_up_proj";
+    let (blocks, scales) = (format!("{name}_blocks"), format!("{name}_scales"));
+    let refused = |change: &dyn Fn(&mut program::Tensors), parts: &[&str]| {
+        let path = copied(&sandbox, "mxfp4", "changed");
+        edit(&path.join("model.safetensors"), change);
+        let error = open_mxfp4(&path, &text).map(drop).unwrap_err().to_string();
+        let all = ["changed", &blocks].into_iter().chain(parts.iter().copied());
+        all.for_each(|part| assert!(error.contains(part), "{part}: {error}"));
+    };
+    refused(&|t| drop(t.remove(&scales)), &["has no", &scales]);
+    refused(&|t| t.get_mut(&scales).unwrap().shape = vec![3, 32, 6], &["(3, 64, 3, 16), with scales (3, 32, 6)"]);
+    refused(
+        &|t| t.get_mut(&blocks).unwrap().shape = vec![192, 3, 16],
+        &["(192, 3, 16)", "(experts, rows, blocks, 16) is read"],
+    );
+    refused(&|t| t.get_mut(&blocks).unwrap().shape = vec![3, 64, 6, 8], &["(3, 64, 6, 8)"]);
+    let as_i8 = |t: &mut program::Tensors| t.get_mut(&blocks).unwrap().dtype = safetensors::Dtype::I8;
+    refused(&as_i8, &["is I8 with scales of type U8"]);
+    let twice = |t: &mut program::Tensors| {
+        let copy = read_tensors(&folder("mxfp4").join("expected.safetensors")).remove(name).unwrap();
+        t.insert(name.into(), copy);
+    };
+    refused(&twice, &["is in the files, too"]);
+    // A module that config.json says to be left as it is.
+    for entry in ["mlp.experts", "model.layers.*", r"model\\.layers\\.0"] {
+        let kept = text.replace("\"lm_head\"", &format!("\"{entry}\""));
+        let error = open_mxfp4(&folder("mxfp4"), &kept).map(drop).unwrap_err().to_string();
+        let first = "model.layers.0.mlp.experts.down_proj_blocks";
+        let parts = [first, "modules_to_not_convert", "which is model.layers.0.mlp.experts"];
+        parts.iter().for_each(|part| assert!(error.contains(part), "{part}: {error}"));
+    }
+    let bad = text.replace("\"lm_head\"", "\"(\"");
+    let error = open_mxfp4(&folder("mxfp4"), &bad).map(drop).unwrap_err().to_string();
+    assert!(error.contains("is not a regular expression"), "{error}");
+}
+
+/// A gpt-oss with experts in MXFP4 scores as its floats do, bit by bit.
+#[test]
+fn scores_of_experts_in_mxfp4() {
+    let sandbox = Sandbox::new();
+    let (quantised, floats) = (model(&sandbox, "mxfp4"), floats(&sandbox, "mxfp4"));
+    // The fixture's largest scales are no model's: a sum of their values overflows.
+    edit(&quantised.join("model.safetensors"), |tensors| {
+        let scales = tensors.iter_mut().filter(|(name, _)| name.ends_with("_scales"));
+        scales.for_each(|(_, tensor)| tensor.bytes.fill(122));
+    });
+    let text = std::fs::read_to_string(quantised.join("config.json")).unwrap();
+    let (read, _) = open_mxfp4(&quantised, &text).unwrap();
+    edit(&floats.join("model.safetensors"), |tensors| {
+        let experts = tensors.iter_mut().filter(|(name, _)| name.contains(".experts."));
+        experts.for_each(|(name, tensor)| tensor.bytes = read.tensor(name).unwrap().bytes.to_vec());
+    });
+    let data = sandbox.write("rows.jsonl", rows("mistral-odd")[..2].join("\n"));
+    let score = |model: &Path| {
+        let args = ["score", "--model", model.to_str().unwrap(), "--data", &data, "--template", "plain"];
+        let ran = sandbox.run(&args).ok();
+        (ran.stdout.clone(), ran.stderr)
+    };
+    let (scores, said) = score(&quantised);
+    assert!(said.contains("4 tensors of experts in MXFP4 are read as bf16"), "{said}");
+    assert_eq!(scores, score(&floats).0);
+    // The control: other scales give other scores.
+    edit(&quantised.join("model.safetensors"), |tensors| {
+        let scales = tensors.iter_mut().filter(|(name, _)| name.ends_with("down_proj_scales"));
+        scales.for_each(|(_, tensor)| tensor.bytes.fill(123));
+    });
+    assert_ne!(score(&quantised).0, scores);
 }

@@ -8,8 +8,8 @@ use crate::kernels::gather::{GatherIndices, gather_fwd};
 use crate::kernels::matmul::{LinearPass, MatmulDesc, OperandMatrix, matmul};
 use crate::kernels::sample::{NOT_FINITE, Sampling, sample};
 use crate::model::decoder::{Decoder, TokenSlots};
-use crate::model::delta_net::DeltaTokens;
 use crate::model::kv_cache::{KvCache, LayerCache};
+use crate::model::recurrent_tokens::RecurrentTokens;
 use crate::model::saved::RecomputePolicy;
 use crate::model::side_files::{CONFIG, GENERATION_CONFIG, SideFiles};
 use crate::rng::Rng;
@@ -167,9 +167,9 @@ async fn step(
         (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut lengths = Vec::new();
     // Whole prompts come first, each with the row of its number; then one token of each response follows.
-    let delta = match active.iter().all(|a| a.len == 0) {
-        true => DeltaTokens::of_prompts(gpu, d, &new.iter().map(Vec::len).collect::<Vec<_>>()),
-        false => DeltaTokens::of_next(gpu, d, &active.iter().map(|a| a.prompt as u32).collect::<Vec<_>>()),
+    let recurrent = match active.iter().all(|a| a.len == 0) {
+        true => RecurrentTokens::of_prompts(gpu, d, &new.iter().map(Vec::len).collect::<Vec<_>>()),
+        false => RecurrentTokens::of_next(gpu, d, &active.iter().map(|a| a.prompt as u32).collect::<Vec<_>>()),
     };
     for (a, new) in active.iter_mut().zip(new) {
         lengths.extend(std::iter::repeat_n(a.len as usize + new.len(), new.len()));
@@ -183,7 +183,7 @@ async fn step(
         last.push(ids.len() as u32 - 1);
     }
     let segments = SegmentTable::of_cache(gpu, &ranges, &positions, &d.windowed_heads());
-    let tokens = TokenSlots::new(gpu, d, &ids, &positions, &lengths, segments, delta);
+    let tokens = TokenSlots::new(gpu, d, &ids, &positions, &lengths, segments, recurrent);
     let cache = KvCache { layers: layers.to_vec(), rows: gpu.upload(&cache_rows) };
     let mut rec = gpu.record();
     let trace = decoder.forward(&mut rec, &tokens, Some(&cache), settings.with_lora, RecomputePolicy::Nothing);

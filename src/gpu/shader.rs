@@ -30,6 +30,7 @@ shaders![
     "column_sum",
     "column_sum_rows",
     "columns",
+    "conv_gates",
     "delta_gates",
     "delta_rule",
     "delta_rule_scan",

@@ -1,4 +1,4 @@
-//! Depthwise causal convolution with SiLU over packed sequences: what Qwen3.5's linear attention applies to q, k and v.
+//! Depthwise causal convolution over packed sequences, with SiLU behind it (q, k and v of Qwen3.5's delta nets) or without (LFM2).
 
 use super::delta_rule::Segment;
 use super::row_vec4s::BLOCK_ROWS;
@@ -14,6 +14,15 @@ const NONE: u32 = u32::MAX;
 const TOKENS: usize = 8;
 /// Tokens per partial sum of d_w.
 const BLOCK: usize = BLOCK_ROWS;
+
+/// Function that is applied to the convolution's sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConvActivation {
+    /// s·σ(s).
+    Silu,
+    /// None: the output is the sum.
+    None,
+}
 
 /// Tokens before and behind each token of a batch, on the device.
 #[derive(Debug)]
@@ -63,45 +72,62 @@ struct CausalConvParams {
     block: u32,
 }
 
-fn shader(entry: &'static str, channels: usize, taps: usize) -> Shader {
-    in_values(Shader::new("causal_conv", entry).with("WG", 64.0).with("K", taps as f64), &[channels])
+/// Returns an entry that computes outputs.
+fn shader_of_outputs(entry: &'static str, channels: usize, taps: usize, activation: ConvActivation) -> Shader {
+    let shader = Shader::new("causal_conv", entry).with("WG", 64.0).with("K", taps as f64);
+    in_values(shader.with("SILU", f64::from(u8::from(activation == ConvActivation::Silu))), &[channels])
 }
 
-/// Runs an entry with one invocation per element or vec4 of `rows` rows of channels.
-fn run(rec: &mut Recording, entry: &'static str, rows: usize, t: usize, channels: usize, taps: usize, slots: &[&Slot]) {
+/// Returns an entry that does not depend on the activation function.
+fn shader(entry: &'static str, channels: usize, taps: usize) -> Shader {
+    shader_of_outputs(entry, channels, taps, ConvActivation::None)
+}
+
+/// Runs a shader with one invocation per element or vec4 of `rows` rows of channels.
+fn run(rec: &mut Recording, shader: &Shader, rows: usize, t: usize, channels: usize, taps: usize, slots: &[&Slot]) {
     let n = rows * channels / super::value::width(&[channels]);
     let params = CausalConvParams { n: n as u32, t: t as u32, channels: channels as u32, block: BLOCK as u32 };
     let flops = (2 * taps * rows * channels) as u64;
-    rec.dispatch(&shader(entry, channels, taps), &params, slots, grid_1d(n, 64), flops);
+    rec.dispatch(shader, &params, slots, grid_1d(n, 64), flops);
 }
 
-/// Runs an entry over the tokens of a table.
-fn run_tokens(rec: &mut Recording, entry: &'static str, table: &ConvTable, channels: usize, slots: [&Slot; 3]) {
+/// Runs a shader over the tokens of a table.
+fn run_tokens(rec: &mut Recording, shader: &Shader, table: &ConvTable, channels: usize, slots: [&Slot; 3]) {
     let params = CausalConvParams { n: 0, t: table.t as u32, channels: channels as u32, block: 0 };
     let values = channels / super::value::width(&[channels]);
     let grid = [values.div_ceil(64) as u32, table.t.div_ceil(TOKENS) as u32, 1];
     let flops = (2 * table.taps * table.t * channels) as u64;
     let [first, second, third] = slots;
     let slots = [&table.table, first, second, third];
-    rec.dispatch(&shader(entry, channels, table.taps), &params, &slots, grid, flops);
+    rec.dispatch(shader, &params, &slots, grid, flops);
 }
 
-/// Computes y (T, channels) from w (channels, K), the checkpoint's `conv1d.weight`, and x (T, channels).
-pub fn causal_conv_fwd(rec: &mut Recording, table: &ConvTable, channels: usize, w: &Slot, x: &Slot, y: &Slot) {
-    run_tokens(rec, "causal_conv_fwd", table, channels, [w, x, y]);
+/// Computes y (T, channels) from w (channels, K), the checkpoint's weight of the convolution, and x (T, channels).
+pub fn causal_conv_fwd(
+    rec: &mut Recording,
+    table: &ConvTable,
+    channels: usize,
+    activation: ConvActivation,
+    w: &Slot,
+    x: &Slot,
+    y: &Slot,
+) {
+    let shader = shader_of_outputs("causal_conv_fwd", channels, table.taps, activation);
+    run_tokens(rec, &shader, table, channels, [w, x, y]);
 }
 
-/// Turns d_y (T, channels) into the gradient of the sums that SiLU is applied to, in place. The gradients of x and w read it.
+/// Turns d_y (T, channels) into the gradient of the sums that SiLU is applied to, in place. The gradients of x and w read it. Without SiLU, d_y
+/// is that gradient.
 pub fn causal_conv_bwd_s(rec: &mut Recording, table: &ConvTable, channels: usize, w: &Slot, x: &Slot, d_y: &Slot) {
-    run_tokens(rec, "causal_conv_bwd_s", table, channels, [w, x, d_y]);
+    run_tokens(rec, &shader("causal_conv_bwd_s", channels, table.taps), table, channels, [w, x, d_y]);
 }
 
-/// Computes d_x (T, channels) from d_s, which [`causal_conv_bwd_s`] made; all of d_x is written.
+/// Computes d_x (T, channels) from d_s, the gradient of the sums; all of d_x is written.
 pub fn causal_conv_bwd_x(rec: &mut Recording, table: &ConvTable, channels: usize, w: &Slot, d_s: &Slot, d_x: &Slot) {
-    run_tokens(rec, "causal_conv_bwd_x", table, channels, [w, d_s, d_x]);
+    run_tokens(rec, &shader("causal_conv_bwd_x", channels, table.taps), table, channels, [w, d_s, d_x]);
 }
 
-/// Computes d_w (channels, K) += its gradient, from x and d_s, which [`causal_conv_bwd_s`] made.
+/// Computes d_w (channels, K) += its gradient, from x and d_s, the gradient of the sums.
 pub fn causal_conv_bwd_w(rec: &mut Recording, table: &ConvTable, channels: usize, x: &Slot, d_s: &Slot, d_w: &Slot) {
     let (blocks, width) = (table.t.div_ceil(BLOCK), channels * table.taps);
     let partial = rec.gpu().alloc_activation(blocks * width);
@@ -125,13 +151,15 @@ pub fn causal_conv_step(
     n: usize,
     channels: usize,
     taps: usize,
+    activation: ConvActivation,
     rows: &Slot,
     w: &Slot,
     x: &Slot,
     cache: &Slot,
     y: &Slot,
 ) {
-    run(rec, "causal_conv_step", n, n, channels, taps, &[rows, w, x, cache, y]);
+    let shader = shader_of_outputs("causal_conv_step", channels, taps, activation);
+    run(rec, &shader, n, n, channels, taps, &[rows, w, x, cache, y]);
 }
 
 /// Stores the last K − 1 tokens of `n` sequences of x (T, channels) in `cache`. `ends` (n, 2, u32, on the device) has each sequence's last
@@ -146,14 +174,18 @@ pub fn causal_conv_window(
     cache: &Slot,
 ) {
     let rows = n * (table.taps - 1);
-    run(rec, "causal_conv_window", rows, table.t, channels, table.taps, &[&table.table, ends, x, cache]);
+    let shader = shader("causal_conv_window", channels, table.taps);
+    run(rec, &shader, rows, table.t, channels, table.taps, &[&table.table, ends, x, cache]);
 }
 
 /// Kernels of the causal convolution.
 pub struct CausalConvKernels;
 
-const ENTRIES: [&str; 5] =
-    ["causal_conv_fwd", "causal_conv_bwd_s", "causal_conv_bwd_x", "causal_conv_step", "causal_conv_window"];
+/// Entries that compute outputs.
+const OUTPUTS: [&str; 2] = ["causal_conv_fwd", "causal_conv_step"];
+/// Entries that SiLU does not change.
+const OTHERS: [&str; 3] = ["causal_conv_bwd_s", "causal_conv_bwd_x", "causal_conv_window"];
+const ACTIVATIONS: [ConvActivation; 2] = [ConvActivation::Silu, ConvActivation::None];
 
 impl Kernel for CausalConvKernels {
     fn name(&self) -> &'static str {
@@ -163,8 +195,12 @@ impl Kernel for CausalConvKernels {
         &["causal_conv"]
     }
     fn variants(&self) -> Vec<Shader> {
-        let each = ENTRIES.into_iter().flat_map(|entry| [1, 4].map(|channels| shader(entry, channels, 4)));
-        each.chain([shader("causal_conv_bwd_w", 1, 4)]).collect()
+        let of_outputs = |activation| {
+            let each = move |entry| [1, 4].map(|channels| shader_of_outputs(entry, channels, 4, activation));
+            OUTPUTS.into_iter().flat_map(each)
+        };
+        let others = OTHERS.into_iter().flat_map(|entry| [1, 4].map(|channels| shader(entry, channels, 4)));
+        ACTIVATIONS.into_iter().flat_map(of_outputs).chain(others).chain([shader("causal_conv_bwd_w", 1, 4)]).collect()
     }
     fn uniforms(&self) -> Vec<(&'static str, usize)> {
         vec![("CausalConvParams", size_of::<CausalConvParams>())]
@@ -182,18 +218,25 @@ impl Kernel for CausalConvKernels {
             (5, 3, short),
             (260, 2, shared),
         ];
-        cases.map(|(channels, taps, segments)| Box::new(ConvCase { channels, taps, segments }) as Box<dyn Case>).into()
+        let each = cases.into_iter().flat_map(|(channels, taps, segments)| {
+            ACTIVATIONS.map(|activation| {
+                Box::new(ConvCase { channels, taps, activation, segments: segments.clone() }) as Box<dyn Case>
+            })
+        });
+        each.collect()
     }
     fn benches(&self, model: &ModelShape, t: usize, _: &Caps) -> Vec<Box<dyn Case>> {
         let channels = 3 * model.n_heads * model.head_dim;
         let half = |start, len| Segment { start, len, prefix: None };
-        vec![Box::new(ConvCase { channels, taps: 4, segments: vec![half(0, t / 2), half(t / 2, t - t / 2)] })]
+        let segments = vec![half(0, t / 2), half(t / 2, t - t / 2)];
+        vec![Box::new(ConvCase { channels, taps: 4, activation: ConvActivation::Silu, segments })]
     }
 }
 
 struct ConvCase {
     channels: usize,
     taps: usize,
+    activation: ConvActivation,
     segments: Vec<Segment>,
 }
 
@@ -210,7 +253,7 @@ impl ConvCase {
     }
     /// Returns (token, tap, token that the tap reads) of every product of the convolution: `Conv1d` with padding K − 1 and groups = channels,
     /// cut to the sequence's length, as in `Qwen3NextGatedDeltaNet` of transformers 5.24.0, models/qwen3_next/modeling_qwen3_next.py (and
-    /// `Qwen3_5GatedDeltaNet`, models/qwen3_5/modular_qwen3_5.py). SiLU follows.
+    /// `Qwen3_5GatedDeltaNet`, models/qwen3_5/modular_qwen3_5.py), where SiLU follows; `Lfm2ShortConv`, models/lfm2/modular_lfm2.py, has none.
     fn products(&self) -> Vec<(usize, usize, usize)> {
         let mut all = Vec::new();
         for (path, n_prefix) in self.segments.iter().map(|s| self.path(s)) {
@@ -236,7 +279,8 @@ impl Case for ConvCase {
     fn label(&self) -> String {
         let lens: Vec<String> =
             self.segments.iter().map(|s| format!("{}{}", if s.prefix.is_some() { "+" } else { "" }, s.len)).collect();
-        format!("T={} channels={} K={} ({})", self.t(), self.channels, self.taps, lens.join(" "))
+        let silu = if self.activation == ConvActivation::Silu { " silu" } else { "" };
+        format!("T={} channels={} K={}{silu} ({})", self.t(), self.channels, self.taps, lens.join(" "))
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
         let x = HostTensor::normal(rng, self.t() * self.channels);
@@ -244,7 +288,10 @@ impl Case for ConvCase {
     }
     /// Computes y; the step's y of each segment's last token; and the windows of all segments.
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
-        let y: Vec<f64> = self.sums(x).iter().map(|s| s / (1.0 + (-s).exp())).collect();
+        let mut y = self.sums(x);
+        if self.activation == ConvActivation::Silu {
+            y.iter_mut().for_each(|s| *s /= 1.0 + (-*s).exp());
+        }
         let (mut last, mut windows) = (Vec::new(), Vec::new());
         for (path, _) in self.segments.iter().map(|s| self.path(s)) {
             last.extend_from_slice(&y[path[path.len() - 1] * self.channels..][..self.channels]);
@@ -260,7 +307,7 @@ impl Case for ConvCase {
     fn backward(&self, x: &[Vec<f64>], d_y: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let slope = |s: f64| {
             let gate = 1.0 / (1.0 + (-s).exp());
-            gate + s * gate * (1.0 - gate)
+            if self.activation == ConvActivation::Silu { gate + s * gate * (1.0 - gate) } else { 1.0 }
         };
         let d_s: Vec<f64> = self.sums(x).iter().zip(&d_y[0]).map(|(&s, d)| d * slope(s)).collect();
         let (mut d_x, mut d_w) = (vec![0.0; x[0].len()], vec![0.0; x[1].len()]);
@@ -281,9 +328,11 @@ impl Case for ConvCase {
         let table = ConvTable::new(gpu, &self.segments, self.taps);
         let [y, d_s, d_x, d_w, y_last, cache] =
             [n, n, n, c * self.taps, s * c, s * window_len(c, self.taps)].map(|n| gpu.alloc_activation(n));
-        causal_conv_fwd(rec, &table, c, &x[1], &x[0], &y);
+        causal_conv_fwd(rec, &table, c, self.activation, &x[1], &x[0], &y);
         rec.copy(&d_y[0], &d_s);
-        causal_conv_bwd_s(rec, &table, c, &x[1], &x[0], &d_s);
+        if self.activation == ConvActivation::Silu {
+            causal_conv_bwd_s(rec, &table, c, &x[1], &x[0], &d_s);
+        }
         causal_conv_bwd_x(rec, &table, c, &x[1], &d_s, &d_x);
         rec.clear(&d_w);
         causal_conv_bwd_w(rec, &table, c, &x[0], &d_s, &d_w);
@@ -300,7 +349,7 @@ impl Case for ConvCase {
         let indices = super::gather::GatherIndices::new(gpu, &tokens, self.t());
         super::gather::gather_fwd(rec, &indices, c, &x[0], &last);
         let rows = gpu.upload(&(0..s as u32).collect::<Vec<_>>());
-        causal_conv_step(rec, s, c, self.taps, &rows, &x[1], &last, &cache, &y_last);
+        causal_conv_step(rec, s, c, self.taps, self.activation, &rows, &x[1], &last, &cache, &y_last);
         CaseOutputs { y: vec![y, y_last, cache], d_x: vec![Some(d_x), Some(d_w)] }
     }
     fn reduction_len(&self) -> usize {

@@ -13,6 +13,7 @@ pub mod causal_conv;
 pub mod ceiling;
 pub mod column_sum;
 pub mod columns;
+pub mod conv_gates;
 pub mod delta_gates;
 pub mod delta_rule;
 pub mod description;
@@ -97,6 +98,7 @@ pub const REGISTRY: &[&dyn Kernel] = &[
     &attention_sinks::AttentionSinksKernels,
     &output_gate::OutputGateKernels,
     &causal_conv::CausalConvKernels,
+    &conv_gates::ConvGatesKernels,
     &l2norm::L2normKernels,
     &delta_gates::DeltaGatesKernels,
     &delta_rule::DeltaRuleKernels,

@@ -154,7 +154,7 @@ impl Decoder {
         MixerOutput {
             y: y.clone().unwrap_or_else(|| o.clone()),
             saved: MixerSaved::Attention(AttentionMixerSaved { gated, raw, head_stats, qkv, o, lse }),
-            elementwise: MixerElementwise { qkv: None, y },
+            elementwise: MixerElementwise { y, ..MixerElementwise::default() },
             xa,
         }
     }

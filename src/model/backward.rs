@@ -155,7 +155,7 @@ impl Decoder {
         let d_branch = d_post.as_ref().unwrap_or(d_h);
         let y = reads_y.then(|| {
             let kept_y = kept.and_then(|e| e.mixer.y.clone());
-            kept_y.unwrap_or_else(|| self.mixer_output(rec, index, t, &s.mixer))
+            kept_y.unwrap_or_else(|| self.mixer_output(rec, index, tokens, &s.mixer))
         });
         let d_y = gpu.alloc_activation(t * w.out.w.cols);
         let d_out = WeightColumns::all(d_branch, d.d_model);
@@ -166,8 +166,11 @@ impl Decoder {
                 let kept = kept.map(|e| &e.mixer);
                 self.delta_net_mix_backward(rec, index, net, tokens, saved, kept, d_y)
             }
+            (_, MixerSaved::ShortConv(saved)) => {
+                self.short_conv_mix_backward(rec, index, tokens, saved, kept.map(|e| &e.mixer), d_y)
+            }
             (_, MixerSaved::Attention(saved)) => self.attention_mix_backward(rec, index, tokens, saved, gradients, d_y),
-            (TokenMixer::Attention { .. }, MixerSaved::DeltaNet(_)) => unreachable!("a layer saves its own mixer"),
+            (_, MixerSaved::DeltaNet(_)) => unreachable!("a layer saves its own mixer"),
         };
         let h_in = s.h_in.read(rec);
         let kept_x1 = kept.and_then(|e| e.x1.clone());
@@ -188,13 +191,14 @@ impl Decoder {
     }
 
     /// Recomputes the input of a layer's output projection from saved results.
-    fn mixer_output(&self, rec: &mut Recording, index: usize, t: usize, saved: &MixerSaved) -> Slot {
+    fn mixer_output(&self, rec: &mut Recording, index: usize, tokens: &TokenSlots, saved: &MixerSaved) -> Slot {
         match (&self.description.layers[index].mixer, saved) {
             (TokenMixer::DeltaNet(net), MixerSaved::DeltaNet(saved)) => {
-                self.delta_net_output(rec, index, net, t, saved)
+                self.delta_net_output(rec, index, net, tokens.t, saved)
             }
-            (_, MixerSaved::Attention(saved)) => self.attention_output(rec, index, t, saved),
-            (TokenMixer::Attention { .. }, MixerSaved::DeltaNet(_)) => unreachable!("a layer saves its own mixer"),
+            (_, MixerSaved::ShortConv(saved)) => self.short_conv_output(rec, index, tokens, saved),
+            (_, MixerSaved::Attention(saved)) => self.attention_output(rec, index, tokens.t, saved),
+            (_, MixerSaved::DeltaNet(_)) => unreachable!("a layer saves its own mixer"),
         }
     }
 

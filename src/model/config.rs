@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 mod experts;
 mod gemma4;
 mod gpt_oss;
+mod lfm2;
 mod rotary;
 
 /// JSON object of the file, with its place for messages.
@@ -232,8 +233,8 @@ impl ConfigReader<'_> {
                 let types = self.get("layer_types").or(self.get("layers_block_type"));
                 Some(types.ok_or_else(|| self.bad("layer_types", "is missing: Mamba layers are not supported"))?)
             }
-            // [`ConfigReader::delta_layers`] reads them.
-            ModelFamily::Qwen35 => None,
+            // [`ConfigReader::delta_layers`] and [`ConfigReader::short_convs`] read them.
+            ModelFamily::Qwen35 | ModelFamily::Lfm2 => None,
             _ => self.get("layer_types"),
         };
         if let Some(types) = types {
@@ -501,7 +502,10 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
     }
     let d = c.size("hidden_size", limit::WIDTH, None)?;
     let (h, kv, e) = heads(c, family, d)?;
-    let f = c.size(family.mlp.width, limit::FEED_FORWARD, None)?;
+    let f = match kind {
+        ModelFamily::Lfm2 => c.lfm2_mlp_width()?,
+        _ => c.size(family.mlp.width, limit::FEED_FORWARD, None)?,
+    };
     let vocab = c.size("vocab_size", limit::VOCAB, family.vocab)?;
     let n_layers = c.size("num_hidden_layers", limit::LAYERS, None)?;
     let max_positions = c.size("max_position_embeddings", limit::POSITIONS, Some(family.max_positions))?;
@@ -545,6 +549,7 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
     }
     let output_gate = kind == ModelFamily::Qwen35;
     let delta_layers = c.delta_layers(family, n_layers)?;
+    let short_convs = (kind == ModelFamily::Lfm2).then(|| c.short_convs(n_layers)).transpose()?;
     let layer = |(i, &window): (usize, &Option<usize>)| {
         let at = format!("{base}.layers.{i}");
         let attn = |name: &str, n_out, column| module(format!("{at}.self_attn.{name}"), n_out, d, column, qkv_bias);
@@ -573,8 +578,8 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
             attn_post_norm: family.norms.attn_post.map(named),
             mlp_norm: family.norms.mlp.map(named),
             mlp_post_norm: family.norms.mlp_post.map(named),
-            q_norm: qk_norm("self_attn.q_norm"),
-            k_norm: qk_norm("self_attn.k_norm").filter(|_| !matches!(keys_values, KeysValues::OfLayer(_))),
+            q_norm: qk_norm(family.attention.qk_norms[0]),
+            k_norm: qk_norm(family.attention.qk_norms[1]).filter(|_| !matches!(keys_values, KeysValues::OfLayer(_))),
             sinks: (kind == ModelFamily::GptOss).then(|| named("self_attn.sinks")),
             qkv: match keys_values {
                 KeysValues::Own if family.fused_qkv => vec![attn("qkv_proj", q + 2 * k, 0)],
@@ -582,7 +587,7 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
                 KeysValues::KeysAsValues => vec![attn("q_proj", q_rows, 0), attn("k_proj", k, q)],
                 KeysValues::OfLayer(_) => vec![attn("q_proj", q_rows, 0)],
             },
-            out: module(named("self_attn.o_proj"), d, q, 0, out_bias),
+            out: module(named(family.attention.out), d, q, 0, out_bias),
             mlp: experts.unwrap_or_else(|| MlpConfig::Dense {
                 up: family.mlp.up.iter().enumerate().map(up).collect(),
                 down: module(named(family.mlp.down), d, f, 0, mlp_bias),
@@ -590,6 +595,9 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
             per_layer: own.and_then(|own| own.per_layer),
             scalar: gemma4.then(|| named("layer_scalar")),
         };
+        if let Some(convs) = short_convs.as_ref().filter(|convs| convs.has(i)) {
+            return Ok(convs.layer(&at, d, attention));
+        }
         if !delta_layers[i] {
             return Ok(attention);
         }
@@ -622,6 +630,17 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
     }
     let (act_field, act_default) =
         if gemma { ("hidden_activation", "gelu_pytorch_tanh") } else { ("hidden_act", "silu") };
+    let activation = match kind {
+        // `Lfm2MLP` reads no activation function.
+        ModelFamily::Lfm2 => Activation::Silu,
+        ModelFamily::GptOss => c.clamped_swiglu()?,
+        _ => c.activation(act_field, act_default)?,
+    };
+    let tying = if kind == ModelFamily::Lfm2 && c.get("tie_embedding").is_some() {
+        "tie_embedding"
+    } else {
+        "tie_word_embeddings"
+    };
     Ok(ModelConfig {
         architecture: family.architecture.into(),
         d_model: d,
@@ -634,7 +653,7 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
         wrapped: wrapper.is_some(),
         norm: NormSpec {
             kind: NormKind::Rms,
-            eps: c.number("rms_norm_eps", Some(family.eps))? as f32,
+            eps: c.number(family.eps_field, Some(family.eps))? as f32,
             weight_offset: if gemma && !gemma4 || kind == ModelFamily::Qwen35 { 1.0 } else { 0.0 },
         },
         qk_norm: family.qk_norm,
@@ -645,18 +664,15 @@ fn rotary(c: &ConfigReader, family: &FamilySpec, wrapper: Option<&WrapperSpec>) 
         attention_scale: attention_scale as f32,
         attention_softcap: attention_cap.map(|x| x as f32),
         logit_softcap: logit_cap.map(|x| x as f32),
-        activation: match kind {
-            ModelFamily::GptOss => c.clamped_swiglu()?,
-            _ => c.activation(act_field, act_default)?,
-        },
+        activation,
         gated: true,
         embed_scale: if gemma { (d as f64).sqrt() } else { multiplier("embedding_multiplier")? } as f32,
         per_layer_inputs: of_gemma4.and_then(|layers| layers.inputs),
         residual_scale,
         logit_scale: (1.0 / multiplier("logits_scaling")?) as f32,
         embedding: format!("{base}.embed_tokens.weight"),
-        final_norm: format!("{base}.norm"),
+        final_norm: format!("{base}.{}", family.final_norm),
         head: module("lm_head".into(), vocab, d, 0, false),
-        tied: c.flag("tie_word_embeddings", family.tied)?,
+        tied: c.flag(tying, family.tied)?,
     })
 }

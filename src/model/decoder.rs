@@ -5,18 +5,20 @@
 
 use std::collections::BTreeSet;
 
-use super::delta_net::{DeltaNetWeights, DeltaTokens};
+use super::delta_net::DeltaNetWeights;
 use super::description::{ModelConfig, NormKind, TokenMixer};
 use super::kv_cache::KvCache;
 use super::linear::{Linear, LoraPass, WeightColumns};
 use super::mixer::MixerOutput;
 use super::mlp_weights::MlpWeights;
 use super::per_layer_inputs::{PerLayerIds, PerLayerWeights};
+use super::recurrent_tokens::RecurrentTokens;
 use super::saved::{
     ActivationSaved, Attended, AttentionMixerSaved, ElementwiseSaved, ForwardSaved, LayerSaved, LayerState, MixerSaved,
     NormStats, ProductsSaved, RecomputePolicy, SavedDtype,
 };
 use super::shared_values::SharedValues;
+use super::short_conv::ShortConvWeights;
 use super::trained_tokens::{TrainedTokenNumbers, TrainedTokens};
 use super::weights::Weight;
 use crate::gpu::{Gpu, Recording, Slot};
@@ -52,10 +54,12 @@ pub struct PerLayerBranchWeights {
 pub struct LayerWeights {
     /// Norm before attention.
     pub attn_norm: Option<NormWeights>,
-    /// Projections that write the columns of qkv, or the inputs of a delta net.
+    /// Projections that write the columns of qkv, or the inputs of a delta net or of a short convolution.
     pub qkv: Vec<Linear>,
     /// Further weights of a delta net.
     pub delta_net: Option<DeltaNetWeights>,
+    /// Further weights of a short convolution.
+    pub short_conv: Option<ShortConvWeights>,
     /// Norm of the queries.
     pub q_norm: Option<NormWeights>,
     /// Norm of the keys.
@@ -146,8 +150,8 @@ pub struct TokenSlots {
     pub rotary_rows: Slot,
     /// Segment table, which says which keys a query sees.
     pub segments: SegmentTable,
-    /// Tables of delta nets, where the model has them.
-    pub delta: Option<DeltaTokens>,
+    /// Tables of delta nets and short convolutions, where the model has them.
+    pub recurrent: Option<RecurrentTokens>,
     /// Seed of dropout in a training step; `None` where nothing is dropped.
     pub dropout_seed: Option<u64>,
     /// Numbers of tokens whose embeddings are trained, in a training step.
@@ -163,7 +167,7 @@ impl TokenSlots {
         positions: &[u32],
         lengths: &[usize],
         segments: SegmentTable,
-        delta: Option<DeltaTokens>,
+        recurrent: Option<RecurrentTokens>,
     ) -> Self {
         let limit = d.long_above();
         let rows = positions.iter().zip(lengths).map(|(&position, &length)| rotary_row(position, length, limit));
@@ -174,7 +178,7 @@ impl TokenSlots {
             per_layer_ids: d.per_layer_inputs.iter().flat_map(|inputs| PerLayerIds::new(gpu, inputs, ids)).collect(),
             rotary_rows: gpu.upload(&rows.collect::<Vec<u32>>()),
             segments,
-            delta,
+            recurrent,
             dropout_seed: None,
             trained: None,
         }
@@ -308,7 +312,7 @@ impl Decoder {
                 RecomputePolicy::InputsAndAttention => {
                     let attended = match trace.products.mixer {
                         MixerSaved::Attention(AttentionMixerSaved { o, lse, .. }) => Some(Attended { o, lse }),
-                        MixerSaved::DeltaNet(_) => None,
+                        MixerSaved::DeltaNet(_) | MixerSaved::ShortConv(_) => None,
                     };
                     layers.push(LayerState::Input(input, attended));
                 }
@@ -347,6 +351,7 @@ impl Decoder {
         let MixerOutput { y: mixed, saved: mixer, elementwise, xa: xa_qkv } = match &layer.mixer {
             TokenMixer::Attention { .. } => self.attention_mix(rec, index, tokens, cache, lora, shared, &x1, attended),
             TokenMixer::DeltaNet(net) => self.delta_net_mix(rec, index, net, tokens, cache, lora, &x1),
+            TokenMixer::ShortConv(conv) => self.short_conv_mix(rec, index, conv, tokens, cache, lora, &x1),
         };
 
         let mut xa_out = None;

@@ -2,16 +2,17 @@
 //! the input of its output projection, and back.
 
 use super::decoder::{Decoder, TokenSlots};
-use super::delta_net::{DeltaNetWeights, DeltaTokens};
+use super::delta_net::DeltaNetWeights;
 use super::description::DeltaNetConfig;
 use super::kv_cache::{KvCache, LayerCache};
 use super::linear::{LinearInput, LoraPass};
 use super::mixer::{LinearOutput, MixerOutput};
+use super::recurrent_tokens::RecurrentTokens;
 use super::saved::{DeltaNetSaved, MixerElementwise, MixerSaved};
 use crate::gpu::{Recording, Slot};
 use crate::kernels::causal_conv::{
-    ConvTable, causal_conv_bwd_s, causal_conv_bwd_w, causal_conv_bwd_x, causal_conv_fwd, causal_conv_step,
-    causal_conv_window,
+    ConvActivation, ConvTable, causal_conv_bwd_s, causal_conv_bwd_w, causal_conv_bwd_x, causal_conv_fwd,
+    causal_conv_step, causal_conv_window,
 };
 use crate::kernels::delta_gates::{DeltaGatesGradients, delta_gates_bwd, delta_gates_fwd};
 use crate::kernels::delta_rule::{DeltaRuleSaved, delta_rule_bwd, delta_rule_fwd, delta_rule_step};
@@ -56,14 +57,15 @@ impl Decoder {
         let o = gpu.alloc_activation(t * heads.value_width());
         let (qkv, states);
         match (self.delta_tokens(tokens), cache.map(|cache| &cache.layers[index])) {
-            (DeltaTokens::Next(rows), Some(LayerCache::Delta { window, states: cached })) => {
+            (RecurrentTokens::Next(rows), Some(LayerCache::Delta { window, states: cached })) => {
                 let x = gpu.alloc_activation(t * channels);
-                causal_conv_step(rec, t, channels, net.taps, rows, own.conv.slot(), &mixed, window, &x);
+                let (silu, conv) = (ConvActivation::Silu, own.conv.slot());
+                causal_conv_step(rec, t, channels, net.taps, silu, rows, conv, &mixed, window, &x);
                 qkv = self.l2_normed(rec, net, t, x);
                 delta_rule_step(rec, &heads, t, rows, &qkv[0], &gates, cached, &o);
                 states = cached.clone();
             }
-            (DeltaTokens::Segments { conv, chunks, ends }, cache) => {
+            (RecurrentTokens::Segments { conv, chunks: Some(chunks), ends }, cache) => {
                 qkv = self.delta_qkv(rec, net, index, t, conv, &mixed);
                 states = gpu.alloc_activation(chunks.states_len(&heads));
                 delta_rule_fwd(rec, &heads, chunks, &qkv[0], &gates, &o, &states);
@@ -72,7 +74,8 @@ impl Decoder {
                     rec.copy(&states.slice(0, n * heads.state_len()), cached);
                 }
             }
-            (DeltaTokens::Next(_), _) => unreachable!("single tokens continue from a cache"),
+            (RecurrentTokens::Next(_), _) => unreachable!("single tokens continue from a cache"),
+            (RecurrentTokens::Segments { chunks: None, .. }, _) => unreachable!("models with delta nets have chunks"),
         }
         let (stats, y) = (gpu.alloc_activation(t * hv), gpu.alloc_activation(t * heads.value_width()));
         let eps = self.description.norm.eps;
@@ -80,13 +83,13 @@ impl Decoder {
         MixerOutput {
             y: y.clone(),
             saved: MixerSaved::DeltaNet(DeltaNetSaved { mixed, z, a, gates, o, states, stats }),
-            elementwise: MixerElementwise { qkv: Some(qkv), y: Some(y) },
+            elementwise: MixerElementwise { qkv: Some(qkv), y: Some(y), ..MixerElementwise::default() },
             xa,
         }
     }
 
-    fn delta_tokens<'t>(&self, tokens: &'t TokenSlots) -> &'t DeltaTokens {
-        tokens.delta.as_ref().expect("tokens of a model with delta nets have their tables")
+    fn delta_tokens<'t>(&self, tokens: &'t TokenSlots) -> &'t RecurrentTokens {
+        tokens.recurrent.as_ref().expect("tokens of a model with delta nets have their tables")
     }
 
     /// Computes the convolved q, k and v, with q and k normalised, and the statistics of the norms.
@@ -101,7 +104,8 @@ impl Decoder {
     ) -> [Slot; 2] {
         let channels = net.heads().width();
         let x = rec.gpu().alloc_activation(t * channels);
-        causal_conv_fwd(rec, conv, channels, self.delta_weights(index).conv.slot(), mixed, &x);
+        let w = self.delta_weights(index).conv.slot();
+        causal_conv_fwd(rec, conv, channels, ConvActivation::Silu, w, mixed, &x);
         self.l2_normed(rec, net, t, x)
     }
 
@@ -142,7 +146,7 @@ impl Decoder {
         kept: Option<&MixerElementwise>,
         d_y: Slot,
     ) -> Vec<LinearOutput> {
-        let DeltaTokens::Segments { conv, chunks, .. } = self.delta_tokens(tokens) else {
+        let RecurrentTokens::Segments { conv, chunks: Some(chunks), .. } = self.delta_tokens(tokens) else {
             unreachable!("there is no backward pass of generation")
         };
         let (gpu, t, heads, own) = (rec.gpu(), tokens.t, net.heads(), self.delta_weights(index));

@@ -169,6 +169,8 @@ pub enum TokenMixer {
     },
     /// Gated delta net, a linear attention (Qwen3.5: `Qwen3_5GatedDeltaNet` in `modular_qwen3_5.py`).
     DeltaNet(DeltaNetConfig),
+    /// Gated short convolution (LFM2: `Lfm2ShortConv` in `modular_lfm2.py`): (b, c, x) = in·h; y = out·(c·conv(b·x)).
+    ShortConv(ShortConvConfig),
 }
 
 /// Sizes of a gated delta net, and the names of its tensors that belong to no linear layer.
@@ -208,6 +210,25 @@ impl DeltaNetConfig {
     }
 }
 
+/// Depthwise causal convolution over the D channels of a short-convolution layer.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct ShortConvConfig {
+    /// K, the number of tokens that the convolution reads.
+    pub taps: usize,
+    /// Name of the convolution, without `.weight`, which is (D, 1, K), and `.bias`.
+    pub conv: String,
+    /// Whether the convolution has a bias: (D).
+    pub bias: bool,
+}
+
+impl ShortConvConfig {
+    /// Returns the convolution's weight and its bias, where it has one.
+    pub fn tensors(&self, d_model: usize) -> (TensorSpec, Option<TensorSpec>) {
+        let spec = |end: &str, shape| TensorSpec { name: format!("{}.{end}", self.conv), shape, transposed: false };
+        (spec("weight", vec![d_model, 1, self.taps]), self.bias.then(|| spec("bias", vec![d_model])))
+    }
+}
+
 /// Configuration of a layer, with Hugging Face's names.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct LayerConfig {
@@ -242,9 +263,9 @@ pub struct LayerConfig {
     pub sinks: Option<String>,
     /// Projections that write the columns of qkv, (T, (H + 2K)·E), in the order q, k, v; a single module where they are fused (Phi-3,
     /// GPT-2); those that [`KeysValues`] leaves. With an output gate, the first writes (T, 2·H·E) alone. In a delta net, the projections to q, k and v together, to z, b and
-    /// a, each of which writes a slot alone.
+    /// a, each of which writes a slot alone; in a short convolution, the one to b, c and x, which writes (T, 3·D).
     pub qkv: Vec<LinearSpec>,
-    /// Projection of the mixer's output: W (D, H·E), or (D, Hv·dv) in a delta net.
+    /// Projection of the mixer's output: W (D, H·E), (D, Hv·dv) in a delta net, or (D, D) in a short convolution.
     pub out: LinearSpec,
     /// Part behind the token mixer: an MLP, or a mixture of them.
     pub mlp: MlpConfig,
@@ -278,7 +299,15 @@ impl LayerConfig {
     pub fn delta_net(&self) -> Option<&DeltaNetConfig> {
         match &self.mixer {
             TokenMixer::DeltaNet(net) => Some(net),
-            TokenMixer::Attention { .. } => None,
+            TokenMixer::Attention { .. } | TokenMixer::ShortConv(_) => None,
+        }
+    }
+
+    /// Returns the layer's short convolution, where it has one.
+    pub fn short_conv(&self) -> Option<&ShortConvConfig> {
+        match &self.mixer {
+            TokenMixer::ShortConv(conv) => Some(conv),
+            TokenMixer::Attention { .. } | TokenMixer::DeltaNet(_) => None,
         }
     }
 
@@ -429,6 +458,16 @@ impl ModelConfig {
         self.parameters() - experts.map(idle).sum::<usize>()
     }
 
+    /// Returns K of the convolutions of delta nets or short convolutions, where the model has them. It is the same in all layers.
+    pub fn conv_taps(&self) -> Option<usize> {
+        let taps = |layer: &LayerConfig| match &layer.mixer {
+            TokenMixer::DeltaNet(net) => Some(net.taps),
+            TokenMixer::ShortConv(conv) => Some(conv.taps),
+            TokenMixer::Attention { .. } => None,
+        };
+        self.layers.iter().find_map(taps)
+    }
+
     /// Returns the tensors of the checkpoint that are no parameters: nothing trains them, and a result has them as they are.
     pub fn buffers(&self) -> Vec<TensorSpec> {
         let scalars = self.layers.iter().filter_map(|layer| layer.scalar.clone());
@@ -463,6 +502,10 @@ impl ModelConfig {
                 all.push(plain(&format!("{}.weight", net.norm), vec![net.value_dim]));
             }
             all.extend(layer.sinks.iter().map(|name| plain(name, vec![self.n_heads])));
+            if let Some((weight, bias)) = layer.short_conv().map(|conv| conv.tensors(self.d_model)) {
+                all.push(weight);
+                all.extend(bias);
+            }
             all.extend(layer.qkv.iter().chain([&layer.out]).flat_map(LinearSpec::tensors));
             for (name, width) in [&layer.q_norm, &layer.k_norm].into_iter().zip(self.qk_norm_widths(layer)) {
                 all.extend(name.iter().flat_map(|name| norm(name, width)));

@@ -22,6 +22,15 @@ pub(super) struct MlpNames {
     pub(super) width: &'static str,
 }
 
+/// Modules of attention by their names inside a layer.
+#[derive(Clone, Copy)]
+pub(super) struct AttentionNames {
+    /// Norms of queries and keys, where the family has them.
+    pub(super) qk_norms: [&'static str; 2],
+    /// Projection of attention's output.
+    pub(super) out: &'static str,
+}
+
 /// Biases of the projections around attention.
 #[derive(Clone, Copy)]
 pub(super) enum AttentionBias {
@@ -75,7 +84,12 @@ pub(super) struct FamilySpec {
     pub(super) interleaved: bool,
     pub(super) tied: bool,
     pub(super) norms: NormNames,
+    /// Final norm by its name inside the model.
+    pub(super) final_norm: &'static str,
+    /// Field of `config.json` with the norms' epsilon.
+    pub(super) eps_field: &'static str,
     pub(super) qk_norm: QkNorm,
+    pub(super) attention: AttentionNames,
     pub(super) fused_qkv: bool,
     pub(super) mlp: MlpNames,
     pub(super) attention_bias: AttentionBias,
@@ -107,6 +121,7 @@ pub(super) enum ModelFamily {
     Olmo3,
     Glm4,
     GptOss,
+    Lfm2,
     Gpt2,
 }
 
@@ -154,7 +169,10 @@ const LLAMA: FamilySpec = FamilySpec {
         mlp: Some("post_attention_layernorm"),
         mlp_post: None,
     },
+    final_norm: "norm",
+    eps_field: "rms_norm_eps",
     qk_norm: QkNorm::None,
+    attention: AttentionNames { qk_norms: ["self_attn.q_norm", "self_attn.k_norm"], out: "self_attn.o_proj" },
     fused_qkv: false,
     mlp: SEPARATE_MLP,
     attention_bias: AttentionBias::ByField,
@@ -179,7 +197,7 @@ const GEMMA4: FamilySpec = FamilySpec {
     ..LLAMA
 };
 
-pub(super) const FAMILIES: [FamilySpec; 20] = [
+pub(super) const FAMILIES: [FamilySpec; 21] = [
     FamilySpec { mlp_bias: true, ..LLAMA },
     FamilySpec {
         kind: ModelFamily::Mistral,
@@ -383,6 +401,32 @@ pub(super) const FAMILIES: [FamilySpec; 20] = [
         attention_bias: AttentionBias::AllByField,
         windows: Windows::ExceptEvery(2, 128),
         reads: &["num_experts", "num_local_experts"],
+        ..LLAMA
+    },
+    FamilySpec {
+        kind: ModelFamily::Lfm2,
+        architecture: "Lfm2ForCausalLM",
+        model_type: "lfm2",
+        kv_heads: Some(8),
+        max_positions: 128_000,
+        eps: 1e-5,
+        theta: 1e6,
+        tied: true,
+        norms: NormNames { attn: Some("operator_norm"), attn_post: None, mlp: Some("ffn_norm"), mlp_post: None },
+        final_norm: "embedding_norm",
+        eps_field: "norm_eps",
+        qk_norm: QkNorm::PerHead,
+        attention: AttentionNames {
+            qk_norms: ["self_attn.q_layernorm", "self_attn.k_layernorm"],
+            out: "self_attn.out_proj",
+        },
+        mlp: MlpNames {
+            up: &["feed_forward.w1", "feed_forward.w3"],
+            down: "feed_forward.w2",
+            // [`super::config`] reads further fields that decide about the width.
+            width: "intermediate_size",
+        },
+        attention_bias: AttentionBias::Never,
         ..LLAMA
     },
     FamilySpec {

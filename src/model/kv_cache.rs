@@ -1,6 +1,6 @@
-//! Cache for generation: keys and values of attention, states and convolution windows of delta nets.
+//! Cache for generation: keys and values of attention, states of delta nets, and windows of convolutions.
 
-use super::description::ModelConfig;
+use super::description::{ModelConfig, TokenMixer};
 use crate::gpu::{Gpu, Slot};
 use crate::kernels::causal_conv::window_len;
 
@@ -25,6 +25,8 @@ pub enum LayerCache {
         /// States: (prompts, Hv, dk, dv), heads padded as in [`crate::kernels::delta_rule::DeltaHeads::state_len`].
         states: Slot,
     },
+    /// Last inputs of a short convolution: (prompts, K − 1, D).
+    Conv(Slot),
 }
 
 impl KvCache {
@@ -32,10 +34,15 @@ impl KvCache {
     pub fn allocate_layers(gpu: &Gpu, d: &ModelConfig, rows: usize, prompts: usize) -> Vec<LayerCache> {
         let mut all: Vec<LayerCache> = Vec::with_capacity(d.layers.len());
         for layer in &d.layers {
-            let cache = match (layer.delta_net(), layer.lender()) {
+            let cache = match (&layer.mixer, layer.lender()) {
                 (_, Some(lender)) => all[lender].clone(),
-                (None, None) => LayerCache::Keys(gpu.alloc_activation(rows * 2 * layer.n_kv_heads * layer.head_dim)),
-                (Some(net), None) => LayerCache::Delta {
+                (TokenMixer::Attention { .. }, None) => {
+                    LayerCache::Keys(gpu.alloc_activation(rows * 2 * layer.n_kv_heads * layer.head_dim))
+                }
+                (TokenMixer::ShortConv(conv), None) => {
+                    LayerCache::Conv(gpu.alloc_activation(prompts * window_len(d.d_model, conv.taps)))
+                }
+                (TokenMixer::DeltaNet(net), None) => LayerCache::Delta {
                     window: gpu.alloc_activation(prompts * window_len(net.heads().width(), net.taps)),
                     states: gpu.alloc_activation(prompts * net.heads().state_len()),
                 },

@@ -12,6 +12,7 @@ use super::experts::{ExpertStack, ExpertsWeights};
 use super::linear::{Linear, LoraWeights};
 use super::mlp_weights::MlpWeights;
 use super::per_layer_inputs::PerLayerWeights;
+use super::short_conv::ShortConvWeights;
 use super::trained_tokens::{TrainedTokens, TrainedTokensSpec};
 use super::weights::{BaseDtype, FrozenTensor, TrainOptions, TrainedSpec, Weight, WeightArena, WeightSource};
 use crate::error::{Error, Result};
@@ -304,6 +305,7 @@ impl Decoder {
             l.attn_norm.iter().for_each(|n| push_norm(&mut all, n));
             all.extend(l.delta_net.iter().flat_map(DeltaNetWeights::all));
             all.extend(&l.sinks);
+            all.extend(l.short_conv.iter().flat_map(ShortConvWeights::all));
             l.qkv.iter().chain([&l.out]).for_each(|x| push_linear(&mut all, x));
             l.q_norm
                 .iter()
@@ -474,10 +476,19 @@ impl<F: FnMut(&TensorSpec) -> Result<Weight>> DecoderBuilder<'_, F> {
             }),
         };
         let sinks = l.sinks.as_ref().map(|name| (self.take)(&self.specs[name])).transpose()?;
+        let short_conv = match l.short_conv() {
+            None => None,
+            Some(conv) => {
+                let mut own = |spec: TensorSpec| (self.take)(&self.specs[&spec.name]);
+                let (weight, bias) = conv.tensors(self.d.d_model);
+                Some(ShortConvWeights { conv: own(weight)?, bias: bias.map(own).transpose()? })
+            }
+        };
         Ok(LayerWeights {
             attn_norm: l.attn_norm.as_ref().map(|n| self.norm(n)).transpose()?,
             qkv,
             delta_net,
+            short_conv,
             q_norm: q_norm?,
             k_norm: k_norm?,
             sinks,

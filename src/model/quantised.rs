@@ -1,5 +1,5 @@
-//! Checkpoints whose linear weights are quantised in the files: FP8, bitsandbytes' NF4, and MXFP4. They are read as if the files held floats, so
-//! that everything that reads a checkpoint reads them. NF4 is also handed on as it is.
+//! Checkpoints whose linear weights are quantised in the files: FP8, MXFP4, and bitsandbytes' NF4. They are read as if the files held floats,
+//! so that everything that reads a checkpoint reads them. NF4 is also handed on as it is.
 
 mod content;
 mod fp8;
@@ -37,8 +37,8 @@ impl Nf4Tensors for DequantisedContent {
 pub fn open_quantised(checkpoint: Checkpoint, method: QuantMethod) -> Result<(Checkpoint, String)> {
     let (dir, shown) = (checkpoint.dir().to_path_buf(), checkpoint.dir().display().to_string());
     let notes = checkpoint.notes().to_vec();
-    let content = Rc::new(dequantised(checkpoint, method)?);
-    let note = content.note(&shown, method);
+    let content = Rc::new(dequantised(checkpoint, &method)?);
+    let note = content.note(&shown, &method);
     let floats = Box::new(content::Shared(content.clone()));
     Ok((Checkpoint::from_quantised(&dir, floats, content, notes)?, note))
 }

@@ -20,7 +20,8 @@ pub enum RecomputePolicy {
     Inputs,
     /// Each layer's input, and the results of attention, (T, H·E) and (T, H): the backward pass computes the rest of the layer a second time.
     /// A layer with a delta net saves its input alone: its states between chunks are twice as large as its output, and without them the
-    /// delta rule is recomputed anyway. It is a small part of the layer's work.
+    /// delta rule is recomputed anyway. It is a small part of the layer's work. So is a short convolution, whose layer saves its input alone,
+    /// too.
     #[serde(rename = "linear")]
     InputsAndAttention,
     /// Results of matrix products and attention. The backward pass recomputes norms and activation functions, each in one pass over memory.
@@ -174,6 +175,8 @@ pub(super) enum MixerSaved {
     Attention(AttentionMixerSaved),
     /// Results of a delta net.
     DeltaNet(DeltaNetSaved),
+    /// Results of a short convolution.
+    ShortConv(ShortConvSaved),
 }
 
 /// Saved results of attention.
@@ -199,12 +202,20 @@ pub(super) struct DeltaNetSaved {
     pub stats: NormStats, // (T, Hv), of the gated norm
 }
 
+/// Saved results of a short convolution.
+#[derive(Debug)]
+pub(super) struct ShortConvSaved {
+    pub gated: Slot, // (T, 3·D), both gates and the value that is convolved
+}
+
 /// Saved results of a token mixer that follow from [`MixerSaved`] element by element, or row by row.
 #[derive(Debug, Default)]
 pub(super) struct MixerElementwise {
     /// A delta net's normalised q and k, with v (T, 2·Hk·dk + Hv·dv), and the statistics of their norms (T, 2·Hk).
     pub qkv: Option<[Slot; 2]>,
-    /// Input of the output projection, where it is not the mixer's own output: (T, H·E) or (T, Hv·dv).
+    /// Sums of a short convolution: (T, D).
+    pub conv_sums: Option<Slot>,
+    /// Input of the output projection, where it is not the mixer's own output: (T, H·E), (T, Hv·dv) or (T, D).
     pub y: Option<Slot>,
 }
 

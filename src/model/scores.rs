@@ -2,8 +2,8 @@
 //! multiplied with the head in tiles of the vocabulary.
 
 use super::decoder::{Decoder, TokenSlots};
-use super::delta_net::DeltaTokens;
 use super::description::ModelConfig;
+use super::recurrent_tokens::RecurrentTokens;
 use super::saved::{ForwardSaved, RecomputePolicy};
 use super::trained_tokens::TrainedTokenNumbers;
 use crate::error::Result;
@@ -41,9 +41,9 @@ impl MicroBatch {
         let hidden: Vec<u32> = batch.rows.iter().map(|r| r.hidden).collect();
         let targets: Vec<u32> = batch.rows.iter().map(|r| r.target).collect();
         let segments = SegmentTable::of_batch(gpu, batch, &d.windowed_heads());
-        let (lengths, delta) = (batch.sequence_lengths(), DeltaTokens::of_batch(gpu, d, batch));
+        let (lengths, recurrent) = (batch.sequence_lengths(), RecurrentTokens::of_batch(gpu, d, batch));
         Self {
-            tokens: TokenSlots::new(gpu, d, &batch.ids, &batch.positions, &lengths, segments, delta),
+            tokens: TokenSlots::new(gpu, d, &batch.ids, &batch.positions, &lengths, segments, recurrent),
             spans: SequenceSpans::new(gpu, batch),
             indices: GatherIndices::new(gpu, &hidden, batch.ids.len()),
             targets: gpu.upload(&targets),

@@ -147,7 +147,25 @@ def gemma4(unified, period, **sizes):
         vision_config=dict(model_type=f"{kind}_vision"))
 
 
+def lfm2(d, heads, block_ff_dim, **more):
+    """An LFM2 of 16 layers."""
+    return dict(
+        more, architectures=["Lfm2ForCausalLM"], model_type="lfm2", block_auto_adjust_ff_dim=True, block_dim=d, block_ff_dim=block_ff_dim,
+        block_ffn_dim_multiplier=1.0, block_mlp_init_scale=1.0, block_multiple_of=256, block_norm_eps=1e-5, block_out_init_scale=1.0,
+        block_use_swiglu=True, block_use_xavier_init=True, bos_token_id=1, conv_L_cache=3, conv_bias=False, conv_dim=d,
+        conv_use_xavier_init=True, eos_token_id=7, hidden_size=d, initializer_range=0.02, max_position_embeddings=128000,
+        norm_eps=1e-5, num_attention_heads=heads, num_heads=heads, num_hidden_layers=16, num_key_value_heads=8, pad_token_id=0,
+        use_cache=True, use_pos_enc=True, vocab_size=65536)
+
+
+LFM2_ATTENTION = [2, 5, 8, 10, 12, 14]
 NEWER = {
+    # As published with transformers 4.54, and as transformers 5 writes it.
+    "lfm2-350m": lfm2(1024, 16, 6656, full_attn_idxs=LFM2_ATTENTION, conv_dim_out=1024, rope_theta=1000000.0, torch_dtype="bfloat16"),
+    "lfm2.5-1.2b": lfm2(
+        2048, 32, 12288, dtype="bfloat16", intermediate_size=12288, tie_embedding=True,
+        layer_types=["full_attention" if i in LFM2_ATTENTION else "conv" for i in range(16)],
+        rope_parameters=dict(rope_theta=1000000.0, rope_type="default")),
     "gemma-4-12b": gemma4(
         True, 6, hidden_size=3840, intermediate_size=15360, num_hidden_layers=48, num_attention_heads=16, num_key_value_heads=8,
         num_global_key_value_heads=1, attention_k_eq_v=True, max_position_embeddings=262144, num_kv_shared_layers=0,
@@ -286,17 +304,17 @@ def newer():
         own = lambda k: ("language_model." in k or k == "lm_head.weight") and not k.endswith("layer_scalar") if wrapped else True
         tensors = {k: list(v.shape) for k, v in model.state_dict().items() if own(k) and not (tied and k == "lm_head.weight")}
         base = model.model.language_model if wrapped else model.model
-        # Qwen3.5 has layers without attention.
+        # Qwen3.5 and LFM2 have layers without attention.
         attn, rp = [layer.self_attn for layer in base.layers if hasattr(layer, "self_attn")], text.rope_parameters
         head_dim = attn[0].head_dim
         slides = [getattr(text, "layer_types", [None] * len(base.layers))[i] == "sliding_attention" or text.model_type in ("mistral", "phi3") for i in range(len(base.layers))]
         tables = [rp[k] for k in ("full_attention", "sliding_attention")] if "full_attention" in rp else [rp]
-        norm = base.norm
+        norm = base.embedding_norm if text.model_type == "lfm2" else base.norm
         resolved = dict(
             tied=tied, scale=attn[0].scaling, head_dim=head_dim,
             windows=[text.sliding_window if s else None for s in slides], eps=getattr(norm, "variance_epsilon", None) or norm.eps,
             ropes=[rotary(t, base, head_dim) for t in tables],
-            activation="GptOssExperts" if text.model_type == "gpt_oss" else type(getattr(getattr(base.layers[0], "mlp", None), "act_fn", None) or getattr(getattr(getattr(base.layers[0], "mlp", None), "experts", None), "act_fn", None) or getattr(base.layers[0].mlp, "activation_fn", None)
+            activation={"gpt_oss": "GptOssExperts", "lfm2": "SiLUActivation"}.get(text.model_type) or type(getattr(getattr(base.layers[0], "mlp", None), "act_fn", None) or getattr(getattr(getattr(base.layers[0], "mlp", None), "experts", None), "act_fn", None) or getattr(base.layers[0].mlp, "activation_fn", None)
                             if hasattr(base.layers[0], "mlp") else base.layers[0].shared_mlp.activation).__name__,
             parameters=sum(torch.Size(s).numel() for s in tensors.values()))
         write(here, name, fields, resolved, tensors)

@@ -232,6 +232,13 @@ NEWER.update({
         seed=33, tokenizer="qwen-bpe",
         config=dict(SMALL, model_type="qwen3_moe", hidden_size=36, num_hidden_layers=3, head_dim=8, moe_intermediate_size=12, num_experts=5, num_experts_per_tok=2, norm_topk_prob=False,
                     mlp_only_layers=[1], rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, tie_word_embeddings=False)),
+# The convolution has a bias and four taps. The MLP's width of 40 is 30 (two thirds of 45) times 1.2, rounded up to a multiple of 8.
+NEWER.update({
+    "lfm2": dict(
+        seed=33, tokenizer="gpt2-bpe",
+        config=dict(model_type="lfm2", vocab_size=384, hidden_size=36, intermediate_size=45, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2, norm_eps=1e-5,
+                    layer_types=["conv", "full_attention", "conv", "conv"], conv_bias=True, conv_L_cache=4, block_multiple_of=8, block_ffn_dim_multiplier=1.2, max_position_embeddings=256,
+                    rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, tie_word_embeddings=True)),
 })
 for f in NEWER.values():
     f.update(newer=True, reduced=f["config"]["model_type"] != "granite")
@@ -246,7 +253,7 @@ def initial_weight(name, shape, family, rng, tied):
         if re.search(r"wte|wpe", name):
             return x * 0.3
         return x * (1.5 if "c_attn" in name else 1.0) / np.sqrt(shape[0])  # Conv1D: (in, out)
-    if tied and name.endswith(("model.norm.weight", "ln_f.weight")):  # of both signs, or a tied model only repeats its last token
+    if tied and name.endswith(("model.norm.weight", "ln_f.weight", "embedding_norm.weight")):  # of both signs, or a tied model only repeats its last token
         return np.sign(rng.standard_normal(shape)) * (1 + 0.3 * x) - (1 if gemma or family.startswith("qwen3_5") else 0)
     if name.endswith(".bias"):
         return x * 0.3
@@ -254,7 +261,7 @@ def initial_weight(name, shape, family, rng, tied):
         return x - 2
     if name.endswith("dt_bias"):
         return x * 0.5 - 1
-    if name.endswith("conv1d.weight"):
+    if name.endswith(("conv1d.weight", "conv.conv.weight")):
         return x / np.sqrt(shape[-1])
     if family.startswith("gemma4") and re.search(r"\.[qk]_norm\.", name):  # scores are not divided by anything
         return x * 0.15 + 0.5
@@ -716,6 +723,9 @@ def older(c):
     if "partial_rotary_factor" in full:
         c["partial_rotary_factor"] = full.pop("partial_rotary_factor")
     kind = full.pop("rope_type")
+    if c["model_type"] == "lfm2":
+        c["full_attn_idxs"] = [i for i, t in enumerate(c.pop("layer_types")) if t == "full_attention"]
+        c["block_ff_dim"], c["tie_embedding"] = c.pop("intermediate_size"), c.pop("tie_word_embeddings")
     if c["model_type"] == "phi3":
         full.pop("original_max_position_embeddings")
     c["rope_scaling"] = None if kind == "default" else dict(full, type=kind)
@@ -1062,6 +1072,20 @@ def features(name, config):
             out["norm of per-layer inputs"] = ({}, lambda m: norms(m, "per_layer_projection_norm", ident))
             out["norm behind per-layer inputs"] = ({}, lambda m: norms(m, "post_per_layer_input_norm", ident))
             out["scale of per-layer inputs (1 instead of 1/sqrt 2)"] = ({}, lambda m: setattr(m.model, "per_layer_input_scale", 1.0))
+        if name == "lfm2":
+            of_conv = lambda m: [layer.conv for layer in m.model.layers if hasattr(layer, "conv")]
+            bias = lambda pick: lambda m: [pick(conv).bias.data.zero_() for conv in of_conv(m)]
+            thirds = lambda conv, order: [w.copy_(torch.cat([w.chunk(3)[i] for i in order])) for w in (conv.in_proj.weight.data, conv.in_proj.bias.data)]
+            out["q/k norms"] = ({}, lambda m: norms(m, r"\.[qk]_layernorm", ident))
+            out["convolution (its last tap alone)"] = ({}, lambda m: [conv.conv.weight.data[..., :-1].zero_() for conv in of_conv(m)])
+            out["convolution (its taps reversed)"] = ({}, lambda m: [conv.conv.weight.data.copy_(conv.conv.weight.data.flip(-1)) for conv in of_conv(m)])
+            out["bias of the convolution"] = ({}, bias(lambda conv: conv.conv))
+            out["bias of in_proj"] = ({}, bias(lambda conv: conv.in_proj))
+            out["bias of out_proj"] = ({}, bias(lambda conv: conv.out_proj))
+            out["order of the gates (C first)"] = ({}, lambda m: [thirds(conv, (1, 0, 2)) for conv in of_conv(m)])
+            out["order of gate and up (w3 first)"] = ({}, lambda m: [w.copy_(v) for f in [layer.feed_forward for layer in m.model.layers]
+                                                                     for w, v in zip((f.w1.weight.data, f.w3.weight.data), (f.w3.weight.data.clone(), f.w1.weight.data.clone()))])
+            out["rope (base 500 instead)"] = (rope(rope_theta=500.0), None)
         if name == "glm4":
             out["post norms"] = ({}, lambda m: norms(m, "post_self_attn|post_mlp", ident))
             out["partial rotary (all dimensions instead)"] = (rope(partial_rotary_factor=1.0), None)

@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
 """Makes the checkpoints of tests/quantised.rs: a small Llama whose linear weights are quantised in the files, and what they stand for
 (expected.safetensors), by other programs: NF4 by bitsandbytes 0.50, saved by transformers; FP8 by PyTorch's float8_e4m3fn, with DeepSeek's
-scales of blocks, compressed-tensors' scales of rows, or Mistral's scale of a tensor.
+scales of blocks, compressed-tensors' scales of rows, or Mistral's scale of a tensor. And a small gpt-oss whose experts are in MXFP4: what they stand
+for is what transformers reads, and what the standard says.
 
-needs torch, transformers, bitsandbytes and safetensors; runs on a CPU: make.py"""
-import json, shutil
+needs torch, transformers, bitsandbytes and safetensors; runs on a CPU: make.py [mxfp4]; mxfp4 alone needs no bitsandbytes"""
+import json, shutil, sys
 from pathlib import Path
 
+import numpy as np
 import torch
-from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM
 
 HERE = Path(__file__).resolve().parent
 BLOCK = 128
@@ -60,7 +61,62 @@ def blocks(weight):
     return grid.repeat_interleave(BLOCK, 0)[:rows].repeat_interleave(BLOCK, 1)[:, :columns], grid
 
 
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+
+def to_mxfp4(weight):
+    """Codes and scales of the last dimension's blocks of 32: OCP Microscaling formats 1.0, section 6.3. The first of two codes is in the low half."""
+    blocks = weight.reshape(*weight.shape[:-1], -1, 32)
+    largest = np.abs(blocks).max(-1, keepdims=True)
+    exponents = np.floor(np.log2(np.maximum(largest, 2.0**-120))) - 2
+    codes = np.abs((blocks / 2.0**exponents)[..., None] - E2M1).argmin(-1).astype(np.uint8)
+    return codes[..., ::2] | codes[..., 1::2] << 4, (exponents[..., 0] + 127).astype(np.uint8)
+
+
+def from_mxfp4(codes, scales):
+    """Values by the standard, of which experts' matrices are the transpose."""
+    both = np.stack([codes & 15, codes >> 4], -1).reshape(*codes.shape[:-1], 32)
+    values = E2M1[both] * 2.0 ** (scales[..., None].astype(np.float64) - 127)
+    return values.reshape(*codes.shape[:-2], -1).swapaxes(-1, -2)
+
+
+def mxfp4():
+    """A gpt-oss with names and layouts of the hub. Of three experts, one has arbitrary codes, and scales from the smallest on."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    torch.manual_seed(12)
+    rng = np.random.Generator(np.random.PCG64(12))
+    config = GptOssConfig(hidden_size=96, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=24, num_local_experts=3,
+                          num_experts_per_tok=2, vocab_size=398, sliding_window=24, max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+                          tie_word_embeddings=False, architectures=["GptOssForCausalLM"], dtype="bfloat16",
+                          rope_parameters=dict(rope_type="yarn", rope_theta=150000.0, factor=4.0, original_max_position_embeddings=64, beta_fast=32.0, beta_slow=1.0, truncate=False))
+    tensors, expected = {}, {}
+    for name, value in GptOssForCausalLM(config).bfloat16().state_dict().items():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            tensors[name] = expected[name] = torch.from_numpy(rng.standard_normal(value.shape) * 0.1 + ("norm" in name)).bfloat16()
+            continue
+        codes, scales = to_mxfp4(rng.standard_normal((value.shape[0], value.shape[2], value.shape[1])) * 0.1)
+        codes[1], scales[1] = rng.integers(0, 256, codes[1].shape), rng.choice([0, 1, 110, 127, 140, 252], scales[1].shape)
+        tensors[name + "_blocks"], tensors[name + "_scales"] = torch.from_numpy(codes), torch.from_numpy(scales)
+        expected[name] = convert_moe_packed_tensors(*(tensors[name + end] for end in ("_blocks", "_scales")), dtype=torch.bfloat16)
+        assert expected[name].shape == value.shape
+        assert torch.equal(expected[name].double(), torch.from_numpy(from_mxfp4(codes, scales)))
+        assert len(np.unique(codes[1])) == 256
+    folder = HERE / "mxfp4"
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(expected, folder / "expected.safetensors")
+    kept = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    config = dict(config.to_dict(), quantization_config={"modules_to_not_convert": kept, "quant_method": "mxfp4"})
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
 def main():
+    mxfp4()
+    if sys.argv[1:] == ["mxfp4"]:
+        return
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
     torch.manual_seed(11)
     model = LlamaForCausalLM(LlamaConfig(**CONFIG)).bfloat16()
     model = {k: v.clone() for k, v in model.state_dict().items() if k != "lm_head.weight"}

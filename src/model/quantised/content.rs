@@ -1,6 +1,5 @@
 //! A checkpoint with quantised tensors as the content of one safetensors file of floats. Values are computed when they are read.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
@@ -11,7 +10,7 @@ use super::super::computed_file::{ComputedFile, ComputedTensor};
 use super::super::tensor_file::TensorContent;
 use super::fp8::Fp8Tensor;
 use super::method::QuantMethod;
-use super::mxfp4::{self, Mxfp4Tensor};
+use super::mxfp4::{self, ExpertCache, Mxfp4Tensor};
 use super::nf4::{self, Nf4Tensor};
 use crate::error::{Error, Result};
 
@@ -26,14 +25,6 @@ enum Source {
     Fp8(Fp8Tensor),
     Nf4(Nf4Tensor),
     Mxfp4(Mxfp4Tensor),
-}
-
-/// Weights of an expert that were decoded last. A file has them transposed, so that no smaller part can be read alone.
-#[derive(Debug)]
-struct DecodedExpert {
-    tensor: String,
-    expert: usize,
-    values: Vec<u8>,
 }
 
 /// Tensor as the file of floats would hold it.
@@ -53,29 +44,27 @@ pub struct DequantisedContent {
     /// Tensors in the order of their bytes.
     tensors: Vec<FloatTensor>,
     place: BTreeMap<String, usize>,
-    decoded: RefCell<Option<DecodedExpert>>,
+    experts: ExpertCache,
 }
 
 /// Computes which floats a checkpoint's tensors stand for.
 ///
 /// # Errors
 /// Those of [`super::open_quantised`].
-pub fn dequantised(checkpoint: Checkpoint, method: QuantMethod) -> Result<DequantisedContent> {
-    let mut names: Vec<String> = checkpoint.names().map(String::from).collect();
-    let (mut found, mut taken) = (BTreeMap::new(), BTreeSet::new());
-    for name in &mut names {
+pub fn dequantised(checkpoint: Checkpoint, method: &QuantMethod) -> Result<DequantisedContent> {
+    let names: Vec<String> = checkpoint.names().map(String::from).collect();
+    let (mut found, mut taken, mut made) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
+    let kept = match method {
+        QuantMethod::Mxfp4 { kept } => {
+            mxfp4::kept_modules(kept).map_err(|reason| Error::file(checkpoint.dir(), reason))?
+        }
+        QuantMethod::Fp8 { .. } | QuantMethod::Bnb4bit => Vec::new(),
+    };
+    for name in &names {
         let Some((dtype, shape)) = checkpoint.stored(name) else { continue };
         match (method, dtype) {
-            (QuantMethod::Mxfp4, Dtype::U8) => {
-                let Some(whole) = mxfp4::tensor_name(name) else { continue };
-                let (tensor, parts) = Mxfp4Tensor::open(&checkpoint, whole)?;
-                let whole = whole.to_string();
-                found.insert(whole.clone(), (Dtype::BF16, tensor.shape(), Source::Mxfp4(tensor)));
-                taken.extend(parts);
-                *name = whole;
-            }
             (QuantMethod::Fp8 { blocks }, Dtype::F8_E4M3) => {
-                let (tensor, scales) = Fp8Tensor::open(&checkpoint, name, shape, blocks)?;
+                let (tensor, scales) = Fp8Tensor::open(&checkpoint, name, shape, *blocks)?;
                 found.insert(name.clone(), (Dtype::BF16, shape.to_vec(), Source::Fp8(tensor)));
                 taken.insert(scales);
             }
@@ -83,6 +72,13 @@ pub fn dequantised(checkpoint: Checkpoint, method: QuantMethod) -> Result<Dequan
                 let (tensor, parts) = Nf4Tensor::open(&checkpoint, name)?;
                 found.insert(name.clone(), (tensor.dtype, tensor.shape.clone(), Source::Nf4(tensor)));
                 taken.extend(parts);
+            }
+            (QuantMethod::Mxfp4 { .. }, _) => {
+                let Some(float_name) = mxfp4::float_name(name) else { continue };
+                let (tensor, parts) = Mxfp4Tensor::open(&checkpoint, float_name, &kept)?;
+                found.insert(float_name.to_string(), (Dtype::BF16, tensor.shape.clone(), Source::Mxfp4(tensor)));
+                taken.extend(parts);
+                made.push(float_name.to_string());
             }
             _ => {}
         }
@@ -98,7 +94,7 @@ pub fn dequantised(checkpoint: Checkpoint, method: QuantMethod) -> Result<Dequan
             || module
                 .is_some_and(|(module, last)| UNUSED.contains(&last) && found.contains_key(&format!("{module}.weight")))
     };
-    let left: Vec<String> = names.into_iter().filter(|name| !belongs(name)).collect();
+    let left: Vec<String> = names.iter().filter(|name| !belongs(name)).cloned().chain(made).collect();
     DequantisedContent::new(checkpoint, &left, found)
 }
 
@@ -124,7 +120,7 @@ impl DequantisedContent {
             ComputedTensor { name: &tensor.name, dtype, shape, n_bytes: *n_bytes }
         }));
         let layout = layout.ok_or_else(|| Error::file(checkpoint.dir(), "has tensors of more than 2^64 bytes"))?;
-        Ok(Self { checkpoint, layout, tensors, place, decoded: RefCell::new(None) })
+        Ok(Self { checkpoint, layout, tensors, place, experts: ExpertCache::default() })
     }
 
     /// Returns the checkpoint with the quantised tensors.
@@ -141,13 +137,13 @@ impl DequantisedContent {
     }
 
     /// Makes the remark for the user.
-    pub fn note(&self, dir: &str, method: QuantMethod) -> String {
+    pub fn note(&self, dir: &str, method: &QuantMethod) -> String {
         let n = self.tensors.iter().filter(|tensor| !matches!(tensor.source, Source::Verbatim)).count();
         match method {
             QuantMethod::Fp8 { .. } => {
                 format!("{dir}: {n} tensors in FP8 are read as bf16; --base-dtype int8 or nf4 takes less memory")
             }
-            QuantMethod::Mxfp4 => format!("{dir}: {n} tensors in MXFP4 are read as bf16"),
+            QuantMethod::Mxfp4 { .. } => format!("{dir}: {n} tensors of experts in MXFP4 are read as bf16"),
             QuantMethod::Bnb4bit => {
                 let packable =
                     self.tensors.iter().filter(|t| matches!(&t.source, Source::Nf4(t) if t.is_packable())).count();
@@ -161,16 +157,14 @@ impl DequantisedContent {
     /// Fills `into` with a tensor's bytes from `offset` on, counted from the tensor's beginning.
     fn read_tensor(&self, tensor: &FloatTensor, offset: u64, into: &mut [u8]) -> Result<(), String> {
         let told = |error: Error| error.to_string();
-        match &tensor.source {
-            Source::Verbatim => return self.checkpoint.read_range(&tensor.name, offset, into).map_err(told),
-            Source::Mxfp4(experts) => return self.read_experts(&tensor.name, experts, offset, into).map_err(told),
-            Source::Fp8(_) | Source::Nf4(_) => {}
+        if matches!(tensor.source, Source::Verbatim) {
+            return self.checkpoint.read_range(&tensor.name, offset, into).map_err(told);
         }
         // A reader may begin or end inside a value, and a byte of NF4 has two values.
         let (first, last) = (offset / tensor.width, (offset + into.len() as u64).div_ceil(tensor.width));
         let mut values = Vec::new();
         let first = match &tensor.source {
-            Source::Verbatim | Source::Mxfp4(_) => first,
+            Source::Verbatim => first,
             Source::Fp8(fp8) => {
                 let mut codes = vec![0; (last - first) as usize];
                 self.checkpoint.read_range(&tensor.name, first, &mut codes).map_err(told)?;
@@ -184,26 +178,13 @@ impl DequantisedContent {
                 nf4.decode(2 * bytes.start as usize, &codes, &mut values);
                 2 * bytes.start
             }
+            Source::Mxfp4(experts) => {
+                let elements = first as usize..last as usize;
+                experts.decode(&self.checkpoint, &self.experts, elements, &mut values).map_err(told)?;
+                first
+            }
         };
         into.copy_from_slice(&values[(offset - first * tensor.width) as usize..][..into.len()]);
-        Ok(())
-    }
-
-    /// Fills `into` with the bytes of experts' weights from `offset` on.
-    fn read_experts(&self, name: &str, experts: &Mxfp4Tensor, offset: u64, into: &mut [u8]) -> Result<()> {
-        let mut decoded = self.decoded.borrow_mut();
-        let (mut at, mut into) = (offset as usize, into);
-        while !into.is_empty() {
-            let (expert, start) = (at / experts.expert_bytes(), at % experts.expert_bytes());
-            let values = match decoded.take().filter(|known| known.tensor == name && known.expert == expert) {
-                Some(known) => known.values,
-                None => experts.expert(&self.checkpoint, expert)?,
-            };
-            let (part, rest) = into.split_at_mut((values.len() - start).min(into.len()));
-            part.copy_from_slice(&values[start..][..part.len()]);
-            (at, into) = (at + part.len(), rest);
-            *decoded = Some(DecodedExpert { tensor: name.into(), expert, values });
-        }
         Ok(())
     }
 }

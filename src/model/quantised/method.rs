@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 const FIELD: &str = "quantization_config";
 
 /// Method by which the files' weights were quantised.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum QuantMethod {
     /// FP8 (E4M3) with a scale per tensor, per row or per block: DeepSeek's and Qwen's `fp8`, Mistral's, `fbgemm_fp8`, and `compressed-tensors` with
     /// the format `float-quantized`.
@@ -20,8 +20,11 @@ pub enum QuantMethod {
     },
     /// Four bits by bitsandbytes.
     Bnb4bit,
-    /// MXFP4, as gpt-oss is published.
-    Mxfp4,
+    /// MXFP4, as gpt-oss has its experts.
+    Mxfp4 {
+        /// `modules_to_not_convert`: modules that are not quantised.
+        kept: Vec<String>,
+    },
 }
 
 impl QuantMethod {
@@ -50,6 +53,7 @@ impl QuantMethod {
             "fp8, fbgemm_fp8, compressed-tensors (float-quantized), bitsandbytes (load_in_4bit) and mxfp4 are read";
         let method = match text("quant_method") {
             Some("fp8" | "fbgemm_fp8") => Self::Fp8 { blocks: blocks(&settings["weight_block_size"])? },
+            Some("mxfp4") => Self::Mxfp4 { kept: names(settings, "modules_to_not_convert")? },
             Some("compressed-tensors") => match text("format") {
                 Some("float-quantized") => {
                     Self::Fp8 { blocks: blocks(&settings["config_groups"]["group_0"]["weights"]["block_structure"])? }
@@ -60,7 +64,6 @@ impl QuantMethod {
                 }
             },
             Some("bitsandbytes") | None if is_on("load_in_4bit") || is_on("_load_in_4bit") => Self::Bnb4bit,
-            Some("mxfp4") => Self::Mxfp4,
             Some("bitsandbytes") => return Err(format!("bitsandbytes with 8 bits is not read: {read}")),
             Some(other) => {
                 return Err(format!("weights quantised by {other} are not read: {read}; take the bf16 weights"));
@@ -88,6 +91,13 @@ fn blocks(value: &Value) -> Result<Option<[usize; 2]>, String> {
     }
 }
 
+/// Reads a list of names; none where the field is absent or null.
+fn names(settings: &Value, field: &str) -> Result<Vec<String>, String> {
+    let Some(value) = settings.get(field).filter(|value| !value.is_null()) else { return Ok(Vec::new()) };
+    let names = value.as_array().and_then(|list| list.iter().map(|name| name.as_str().map(String::from)).collect());
+    names.ok_or_else(|| format!("{field}: expected a list of names, found {value}"))
+}
+
 /// Takes the field out of an object; `None` where it is absent or null.
 fn take_from(config: &mut Map<String, Value>) -> Option<Value> {
     config.remove(FIELD).filter(|value| !value.is_null())
@@ -110,17 +120,20 @@ mod tests {
         assert_eq!((method, rest.as_str()), (QuantMethod::Fp8 { blocks: None }, r#"{"a":1,"b":2}"#));
         let blocks = r#"{"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 64]}}"#;
         assert_eq!(take(blocks).unwrap().unwrap().0, QuantMethod::Fp8 { blocks: Some([128, 64]) });
-        let mxfp4 = r#"{"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}}"#;
-        assert_eq!(take(mxfp4).unwrap().unwrap().0, QuantMethod::Mxfp4);
         let wrapped = r#"{"text_config": {"c": 3, "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": true}}}"#;
         let (method, rest) = take(wrapped).unwrap().unwrap();
         assert_eq!((method, rest.as_str()), (QuantMethod::Bnb4bit, r#"{"text_config":{"c":3}}"#));
+        let experts = r#"{"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}}"#;
+        assert_eq!(take(experts).unwrap().unwrap().0, QuantMethod::Mxfp4 { kept: vec!["lm_head".into()] });
+        let bare = r#"{"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": null}}"#;
+        assert_eq!(take(bare).unwrap().unwrap().0, QuantMethod::Mxfp4 { kept: Vec::new() });
         for (settings, part) in [
             (r#"{"quant_method": "gptq", "bits": 4}"#, "by gptq are not read"),
             (r#"{"quant_method": "compressed-tensors", "format": "pack-quantized"}"#, "pack-quantized"),
             (r#"{"quant_method": "bitsandbytes", "load_in_8bit": true}"#, "8 bits"),
             (r#"{"quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "fp4"}"#, "is fp4"),
             (r#"{"bits": 4}"#, "has no quant_method"),
+            (r#"{"quant_method": "mxfp4", "modules_to_not_convert": "x"}"#, "expected a list of names, found \"x\""),
             (r#"{"quant_method": "fp8", "weight_block_size": [128, 0]}"#, "[128,0]"),
         ] {
             let error = take(&format!(r#"{{"quantization_config": {settings}}}"#)).unwrap_err().to_string();

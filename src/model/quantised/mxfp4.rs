@@ -1,6 +1,10 @@
-//! Experts' weights in MXFP4 (OCP Microscaling Formats 1.0): codes of four bits (E2M1), the first in the low half of a byte, and for 32 of them
-//! a power of two. gpt-oss is published so: `_convert_moe_packed_tensors` in transformers' `integrations/mxfp4.py`.
+//! Weights in MXFP4 (OCP Microscaling formats 1.0), as gpt-oss has its experts: codes of four bits (E2M1), the first of two in the low half of a
+//! byte, and a power of two (E8M0, bias 127) for each block of 32 codes.
 
+use std::cell::RefCell;
+use std::ops::Range;
+
+use fancy_regex::Regex;
 use half::bf16;
 use safetensors::Dtype;
 
@@ -8,111 +12,186 @@ use super::super::checkpoint::Checkpoint;
 use super::super::tensor_file::shape_text;
 use crate::error::{Error, Result};
 
-/// Ends of the names of a tensor's codes and of its scales.
-const BLOCKS: &str = "_blocks";
-const SCALES: &str = "_scales";
+/// Codes that share a scale.
+const BLOCK: usize = 32;
+/// Bytes of a block.
+const BLOCK_BYTES: usize = BLOCK / 2;
+/// Ends of the names of codes and scales.
+const ENDS: [&str; 2] = ["_blocks", "_scales"];
 
-/// Codes that share a scale, and the bytes that hold them.
-const GROUP: usize = 32;
-const GROUP_BYTES: usize = GROUP / 2;
+/// Values of the codes.
+const E2M1: [f32; 16] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
-/// Values of the codes of E2M1 without sign.
-const E2M1: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
-
-/// Experts' weights of one projection, (experts, in, out). The file has codes (experts, out, in/32, 16) and scales (experts, out, in/32).
-#[derive(Debug)]
-pub struct Mxfp4Tensor {
-    blocks: String,
-    scales: String,
-    experts: usize,
-    n_out: usize,
-    groups: usize,
+/// Returns the value of a scale: 2^(code − 127). A code of 255, which stands for no number, gives infinity, as in transformers.
+fn scale(code: u8) -> f32 {
+    f32::from_bits(if code == 0 { 1 << 22 } else { u32::from(code) << 23 })
 }
 
-/// Returns the name of the tensor whose codes are stored under this name.
-pub fn tensor_name(blocks: &str) -> Option<&str> {
-    blocks.strip_suffix(BLOCKS)
+/// Experts' matrices in MXFP4: (E, rows, columns / 32, 16) and (E, rows, columns / 32), which stand for (E, columns, rows): transformers
+/// transposes them (`convert_moe_packed_tensors`, integrations/mxfp4.py).
+#[derive(Debug)]
+pub struct Mxfp4Tensor {
+    /// Name of the tensor of floats.
+    name: String,
+    /// Dimensions of the tensor of floats.
+    pub shape: Vec<usize>,
+    rows: usize,
+    /// Blocks of a row.
+    n_blocks: usize,
+}
+
+/// Codes and scales of the expert that was read last. A reader takes the floats in order, and each column of them comes from all of its expert's
+/// rows.
+#[derive(Debug, Default)]
+pub struct ExpertCache(RefCell<Option<Expert>>);
+
+#[derive(Debug)]
+struct Expert {
+    tensor: String,
+    number: usize,
+    blocks: Vec<u8>,
+    scales: Vec<u8>,
+}
+
+/// Returns the name of the tensor of floats, given the name of its codes; `None` for other tensors.
+pub fn float_name(name: &str) -> Option<&str> {
+    name.strip_suffix(ENDS[0])
+}
+
+/// Compiles `modules_to_not_convert`, whose entries are ends of modules' names, or regular expressions at their beginning that end at a border
+/// of the name's parts (`should_convert_module` of transformers 5.24, quantizers/quantizers_utils.py).
+///
+/// # Errors
+/// The entry that is no regular expression.
+pub fn kept_modules(entries: &[String]) -> std::result::Result<Vec<(String, Regex)>, String> {
+    let compiled = |entry: &String| {
+        let regex = Regex::new(&format!(r"^(?:{entry})(?:(?<=\.)|(?=\.|$))"));
+        let regex = regex.map_err(|e| format!("modules_to_not_convert: {entry:?} is not a regular expression: {e}"))?;
+        Ok((entry.clone(), regex))
+    };
+    entries.iter().map(compiled).collect()
 }
 
 impl Mxfp4Tensor {
-    /// Opens a tensor, given its name without the ends of the names in the files. Returns it with these names.
+    /// Opens a tensor, given the name of its floats. Returns it with the names of the tensors that it is made of. `kept`: modules that are
+    /// not quantised by config.json.
     ///
     /// # Errors
-    /// [`Error::Tensor`] where codes or scales have another shape or type, or scales are missing.
-    pub fn open(source: &Checkpoint, name: &str) -> Result<(Self, [String; 2])> {
-        let names = [BLOCKS, SCALES].map(|end| format!("{name}{end}"));
-        let stored = |name: &str| match source.stored(name) {
-            Some((Dtype::U8, shape)) => Ok(shape),
-            Some((dtype, _)) => Err(Error::tensor(source.dir(), name, format!("is {dtype:?}, and MXFP4 is U8"))),
-            None => Err(Error::tensor(source.dir(), name, "is missing")),
+    /// [`Error::Tensor`] where parts of it are missing, or of another type or shape, where the files have its floats, too, or its module is
+    /// one of `kept`.
+    pub fn open(source: &Checkpoint, name: &str, kept: &[(String, Regex)]) -> Result<(Self, [String; 2])> {
+        let parts = ENDS.map(|end| format!("{name}{end}"));
+        let [blocks, scales] = &parts;
+        let bad = |reason: String| Error::tensor(source.dir(), blocks, reason);
+        let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
+        for (entry, regex) in kept {
+            let matches =
+                regex.is_match(module).map_err(|e| bad(format!("{entry:?} cannot be matched with {module}: {e}")))?;
+            if matches || module.ends_with(entry.as_str()) {
+                let list = "modules_to_not_convert of config.json";
+                return Err(bad(format!("is in MXFP4, and {list} has {entry:?}, which is {module}")));
+            }
+        }
+        if source.stored(name).is_some() {
+            return Err(bad(format!("is in MXFP4, and {name} is in the files, too")));
+        }
+        let Some((scale_dtype, scale_shape)) = source.stored(scales) else {
+            return Err(bad(format!("is in MXFP4, and has no {scales}")));
         };
-        let (blocks, scales) = (stored(&names[0])?, stored(&names[1])?);
-        match (blocks, scales) {
-            (&[experts, n_out, groups, GROUP_BYTES], found) if *found == [experts, n_out, groups] => {
-                let [blocks, scales] = names.clone();
-                Ok((Self { blocks, scales, experts, n_out, groups }, names))
-            }
-            _ => {
-                let (blocks, scales) = (shape_text(blocks), shape_text(scales));
-                let reason = format!("is {blocks}, with scales {scales}; (experts, rows, groups, 16) is expected");
-                Err(Error::tensor(source.dir(), &names[0], reason))
-            }
+        let (dtype, shape) = source.stored(blocks).ok_or_else(|| bad("is missing".into()))?;
+        if dtype != Dtype::U8 || scale_dtype != Dtype::U8 {
+            return Err(bad(format!("is {dtype:?} with scales of type {scale_dtype:?}; U8 and U8 are read")));
         }
+        let &[experts, rows, n_blocks, BLOCK_BYTES] = shape else {
+            let shape = shape_text(shape);
+            return Err(bad(format!(
+                "is MXFP4 with the shape {shape}; (experts, rows, blocks, {BLOCK_BYTES}) is read"
+            )));
+        };
+        if scale_shape != [experts, rows, n_blocks] {
+            return Err(bad(format!("is {}, with scales {}", shape_text(shape), shape_text(scale_shape))));
+        }
+        let columns = n_blocks.checked_mul(BLOCK).ok_or_else(|| bad("is too large".into()))?;
+        Ok((Self { name: name.into(), shape: vec![experts, columns, rows], rows, n_blocks }, parts))
     }
 
-    /// Returns the shape of the weights.
-    pub fn shape(&self) -> Vec<usize> {
-        vec![self.experts, GROUP * self.groups, self.n_out]
-    }
-
-    /// Returns the bytes of an expert's weights in bf16.
-    pub fn expert_bytes(&self) -> usize {
-        2 * GROUP * self.groups * self.n_out
-    }
-
-    /// Reads the weights of an expert as bf16, (in, out). Every value is exact.
+    /// Appends values as bf16, which holds them without rounding.
     ///
     /// # Errors
-    /// Errors of the files.
-    pub fn expert(&self, source: &Checkpoint, index: usize) -> Result<Vec<u8>> {
-        let n_groups = self.n_out * self.groups;
-        let (mut codes, mut scales) = (vec![0; n_groups * GROUP_BYTES], vec![0; n_groups]);
-        source.read_range(&self.blocks, (index * codes.len()) as u64, &mut codes)?;
-        source.read_range(&self.scales, (index * n_groups) as u64, &mut scales)?;
-        let mut values = vec![0; self.expert_bytes()];
-        for (group, (codes, &scale)) in codes.chunks_exact(GROUP_BYTES).zip(&scales).enumerate() {
-            let (row, first) = (group / self.groups, group % self.groups * GROUP);
-            let codes = codes.iter().flat_map(|byte| [byte & 0xF, byte >> 4]);
-            for (i, code) in codes.enumerate() {
-                let at = 2 * ((first + i) * self.n_out + row);
-                values[at..at + 2].copy_from_slice(&bf16::from_f32(value(code, scale)).to_le_bytes());
+    /// [`Error::File`].
+    pub fn decode(
+        &self,
+        source: &Checkpoint,
+        cache: &ExpertCache,
+        elements: Range<usize>,
+        into: &mut Vec<u8>,
+    ) -> Result<()> {
+        let (rows, of_expert) = (self.rows, self.rows * self.n_blocks * BLOCK);
+        let mut at = elements.start;
+        while at < elements.end {
+            let number = at / of_expert;
+            let cached = &mut *cache.0.borrow_mut();
+            let expert = match cached {
+                Some(expert) if expert.number == number && expert.tensor == self.name => expert,
+                _ => cached.insert(self.read(source, number)?),
+            };
+            // The rows of one column.
+            let (column, row) = (at % of_expert / rows, at % rows);
+            let n = (rows - row).min(elements.end - at);
+            let shift = if column.is_multiple_of(2) { 0 } else { 4 };
+            for row in row..row + n {
+                let block = row * self.n_blocks + column / BLOCK;
+                let code = expert.blocks[block * BLOCK_BYTES + column % BLOCK / 2] >> shift & 0xF;
+                let value = E2M1[usize::from(code)] * scale(expert.scales[block]);
+                into.extend(bf16::from_f32(value).to_le_bytes());
             }
+            at += n;
         }
-        Ok(values)
+        Ok(())
     }
-}
 
-/// Returns the value of a code under a scale, whose exponent is biased by 127; 255 is no number.
-fn value(code: u8, scale: u8) -> f32 {
-    let sign = if code & 8 == 0 { 1.0 } else { -1.0 };
-    let power = if scale == u8::MAX { f32::NAN } else { 2_f32.powi(i32::from(scale) - 127) };
-    sign * E2M1[usize::from(code & 7)] * power
+    /// Reads an expert's codes and scales.
+    fn read(&self, source: &Checkpoint, number: usize) -> Result<Expert> {
+        let n_blocks = self.rows * self.n_blocks;
+        let read = |end: &str, n_bytes: usize| {
+            let mut bytes = vec![0; n_bytes];
+            source.read_range(&format!("{}{end}", self.name), (number * n_bytes) as u64, &mut bytes)?;
+            Ok(bytes)
+        };
+        let [blocks, scales] = [read(ENDS[0], n_blocks * BLOCK_BYTES)?, read(ENDS[1], n_blocks)?];
+        Ok(Expert { tensor: self.name.clone(), number, blocks, scales })
+    }
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 
     #[test]
-    fn codes_have_the_values_of_the_standard() {
-        // OCP Microscaling Formats 1.0, tables 5 and 7.
-        for (code, scale, expected) in
-            [(0, 127, 0.0), (1, 127, 0.5), (7, 127, 6.0), (10, 128, -2.0), (15, 120, -0.046_875), (3, 131, 24.0)]
-        {
-            assert_eq!(value(code, scale), expected, "{code} {scale}");
+    fn scales_are_powers_of_two() {
+        let exact = |exponent: i32| 2_f64.powi(exponent) as f32;
+        for (code, exponent) in [(127, 0), (126, -1), (140, 13), (254, 127), (1, -126), (0, -127)] {
+            assert_eq!(scale(code), exact(exponent), "{code}");
         }
-        assert!(value(1, 255).is_nan());
-        // The smallest scale's values are exact in bf16.
-        assert_eq!(bf16::from_f32(value(1, 0)).to_f32(), 2_f32.powi(-64) * 2_f32.powi(-64));
+        assert!(scale(255).is_infinite());
+        // The smallest and the largest value are not rounded.
+        assert_eq!(bf16::from_f32(0.5 * scale(0)).to_f64(), 2_f64.powi(-128));
+        assert_eq!(bf16::from_f32(6.0 * scale(252)).to_f64(), 6.0 * 2_f64.powi(125));
+    }
+
+    #[test]
+    fn kept_modules_are_found_as_in_transformers() {
+        let entries = ["model.layers.*.self_attn", "model.layers.1", "lm_head", r"model\.layers\.\d+\.mlp\.router"];
+        let kept = kept_modules(&entries.map(String::from)).unwrap();
+        let is_kept =
+            |module: &str| kept.iter().any(|(entry, regex)| module.ends_with(entry) || regex.is_match(module).unwrap());
+        for module in ["model.layers.3.self_attn", "model.layers.3.self_attn.q_proj", "model.layers.1.mlp", "lm_head"] {
+            assert!(is_kept(module), "{module}");
+        }
+        for module in ["model.layers.3.mlp.experts", "model.layers.11.mlp.experts", "model.layers.0.mlp.routers"] {
+            assert!(!is_kept(module), "{module}");
+        }
+        assert!(kept_modules(&["(".into()]).unwrap_err().contains("\"(\""));
     }
 }
