@@ -195,7 +195,7 @@ fn a_model_of_seven_billion_parameters_fits_a_card_of_8_gb() {
 }
 
 /// Configurations of models in docs/models.md's table of cards.
-const MODELS_ON_CARDS: [&str; 17] = [
+const MODELS_ON_CARDS: [&str; 19] = [
     "qwen3.5-0.8b",
     "lfm2.5-1.2b",
     "olmo-2-1b",
@@ -211,6 +211,7 @@ const MODELS_ON_CARDS: [&str; 17] = [
     "qwen2.5-7b-yarn",
     "glm-4-9b-0414",
     "gemma-4-12b",
+    "gpt-oss-20b",
     "mistral-small-3.1-24b",
     "qwen3.5-27b",
     "qwen3-30b-a3b",

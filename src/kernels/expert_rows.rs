@@ -139,27 +139,28 @@ impl Kernel for ExpertRowsKernels {
     }
     fn cases(&self) -> Vec<Box<dyn Case>> {
         let shapes = [(1, 1, 1), (3, 2, 5), (17, 4, 64), (9, 3, 260), (65, 2, 68), (5, 8, 12)];
-        let gathers = shapes.map(|(t, top_k, width)| Box::new(GatherCase { t, top_k, width }) as Box<dyn Case>);
+        let gathers = shapes.map(|(t, top_k, width)| Box::new(ExpertGatherCase { t, top_k, width }) as Box<dyn Case>);
         let sums = shapes.into_iter().flat_map(|(t, top_k, width)| {
-            [false, true]
-                .map(|residual| Box::new(SumCase { rows: GatherCase { t, top_k, width }, residual }) as Box<dyn Case>)
+            [false, true].map(|residual| {
+                Box::new(SumCase { rows: ExpertGatherCase { t, top_k, width }, residual }) as Box<dyn Case>
+            })
         });
         gathers.into_iter().chain(sums).collect()
     }
     fn benches(&self, model: &ModelShape, t: usize, _: &Caps) -> Vec<Box<dyn Case>> {
-        let rows = || GatherCase { t, top_k: 8, width: model.d_model };
+        let rows = || ExpertGatherCase { t, top_k: 8, width: model.d_model };
         vec![Box::new(rows()), Box::new(SumCase { rows: rows(), residual: true })]
     }
 }
 
 /// Case of a gather; its backward pass is a sum without weights.
-pub(super) struct GatherCase {
+pub(super) struct ExpertGatherCase {
     pub t: usize,
     pub top_k: usize,
     pub width: usize,
 }
 
-impl GatherCase {
+impl ExpertGatherCase {
     fn shape(&self) -> [usize; 3] {
         [self.t, self.top_k, self.width]
     }
@@ -190,7 +191,7 @@ impl GatherCase {
     }
 }
 
-impl Case for GatherCase {
+impl Case for ExpertGatherCase {
     fn label(&self) -> String {
         format!("gather T={} k={} width={}", self.t, self.top_k, self.width)
     }
@@ -235,25 +236,25 @@ impl Case for GatherCase {
 
 /// Case of y[t] = Σ_j w_j·x_j (+ residual): the backward pass is that of a product with the identity.
 struct SumCase {
-    rows: GatherCase,
+    rows: ExpertGatherCase,
     residual: bool,
 }
 
 impl Case for SumCase {
     fn label(&self) -> String {
-        let GatherCase { t, top_k, width } = self.rows;
+        let ExpertGatherCase { t, top_k, width } = self.rows;
         format!("sum T={t} k={top_k} width={width}{}", if self.residual { " residual" } else { "" })
     }
     /// Draws x (T·k, width) in the order of experts, w (T, k) and the residual (T, width).
     fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
-        let GatherCase { t, top_k, width } = self.rows;
+        let ExpertGatherCase { t, top_k, width } = self.rows;
         let residual = if self.residual { t * width } else { 0 };
         let mut all = vec![HostTensor::normal(rng, t * top_k * width), HostTensor::normal(rng, t * top_k)];
         all.extend((residual > 0).then(|| HostTensor::normal(rng, residual)));
         all
     }
     fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
-        let GatherCase { t, top_k, width } = self.rows;
+        let ExpertGatherCase { t, top_k, width } = self.rows;
         let mut y = if self.residual { x[2].clone() } else { vec![0.0; t * width] };
         let mut weighted = vec![0.0; x[0].len()];
         for (row, c) in self.rows.source().into_iter().enumerate() {
@@ -265,7 +266,7 @@ impl Case for SumCase {
         vec![y, weighted]
     }
     fn backward(&self, x: &[Vec<f64>], d_y: &[Vec<f64>]) -> Vec<Vec<f64>> {
-        let GatherCase { top_k, width, .. } = self.rows;
+        let ExpertGatherCase { top_k, width, .. } = self.rows;
         let (mut d_x, mut d_w) = (vec![0.0; x[0].len()], vec![0.0; x[1].len()]);
         for (row, c) in self.rows.source().into_iter().enumerate() {
             for i in 0..width {
