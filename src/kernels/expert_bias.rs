@@ -1,6 +1,6 @@
 //! Biases of experts, on rows in the order of experts.
 
-use super::expert_rows::{GatherCase, expert_rows_bwd, expert_rows_weigh};
+use super::expert_rows::{ExpertGatherCase, expert_rows_bwd, expert_rows_weigh};
 use super::router::{ExpertChoice, SortedRows};
 use super::shapes::ModelShape;
 use super::storage::WeightFormat;
@@ -158,7 +158,7 @@ impl Kernel for ExpertBiasKernels {
         let cases = shapes.into_iter().flat_map(|(t, top_k, width)| {
             kinds.map(|(weighted, storage)| {
                 // Rows of bf16 are whole words.
-                let rows = GatherCase {
+                let rows = ExpertGatherCase {
                     t,
                     top_k,
                     width: if storage == WeightFormat::F32 { width } else { width + width % 2 },
@@ -169,7 +169,7 @@ impl Kernel for ExpertBiasKernels {
         cases.collect()
     }
     fn benches(&self, model: &ModelShape, t: usize, _: &Caps) -> Vec<Box<dyn Case>> {
-        let rows = GatherCase { t, top_k: 4, width: model.d_model };
+        let rows = ExpertGatherCase { t, top_k: 4, width: model.d_model };
         vec![Box::new(BiasCase { rows, weighted: true, storage: WeightFormat::F32 })]
     }
 }
@@ -179,7 +179,7 @@ const EXPERTS: usize = 3;
 
 /// Case of biases: those of gate and up, which alternate, or one that is added before the router's weight: y = w·(x + bias).
 struct BiasCase {
-    rows: GatherCase,
+    rows: ExpertGatherCase,
     weighted: bool,
     storage: WeightFormat,
 }
@@ -228,7 +228,7 @@ impl BiasCase {
 
 impl Case for BiasCase {
     fn label(&self) -> String {
-        let GatherCase { t, top_k, width } = self.rows;
+        let ExpertGatherCase { t, top_k, width } = self.rows;
         let weighted = if self.weighted { " weighted" } else { "" };
         format!("T={t} k={top_k} width={width} {:?}{weighted}", self.storage)
     }
