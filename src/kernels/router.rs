@@ -221,9 +221,19 @@ impl Case for RouterCase {
         format!("T={t} X={experts} k={top_k} tiles of {}{softmax}{ties}", self.tile_rows)
     }
     fn inputs(&self, rng: &mut Rng) -> Vec<HostTensor> {
-        let n = self.shape.t * self.shape.experts;
-        let value = |_| if self.ties { f32::from(rng.below(3) as u8) } else { rng.normal() };
-        vec![HostTensor::F32((0..n).map(value).collect())]
+        let RouterShape { t, experts, .. } = self.shape;
+        if self.ties {
+            return vec![HostTensor::F32((0..t * experts).map(|_| rng.below(3) as f32).collect())];
+        }
+        // A token's logits are so far apart that finite differences change no choice.
+        let mut logits = Vec::with_capacity(t * experts);
+        for _ in 0..t {
+            let mut own: Vec<f32> =
+                (0..experts).map(|e| (e as f32 + 0.5 * rng.next_f32()) * 4.0 / experts as f32).collect();
+            (1..experts).rev().for_each(|i| own.swap(i, rng.below(i as u32 + 1) as usize));
+            logits.extend(own);
+        }
+        vec![HostTensor::F32(logits)]
     }
     /// Computes the choice as `Qwen3MoeTopKRouter.forward` and `GptOssTopKRouter.forward` of transformers 5.24.0 do (modeling_qwen3_moe.py,
     /// modeling_gpt_oss.py), and the order of a stable sort.
