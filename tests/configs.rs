@@ -113,6 +113,7 @@ fn experts_of_qwen3_moe() {
     let fixture: Value = serde_json::from_str(&fs::read_to_string(&real).unwrap()).unwrap();
     let published = ModelConfig::from_json(&real, &fixture["config"].to_string()).unwrap();
     assert_eq!((published.parameters(), published.active_parameters()), (30_532_122_624, 3_353_032_704));
+    assert!(d.has_experts());
     // An expert's share: k of X experts per token.
     assert_eq!(d.active_parameters() + 4 * 4 * 3 * 16 * 8, d.parameters());
 

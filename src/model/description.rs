@@ -289,7 +289,7 @@ impl LayerConfig {
         }
     }
 
-    /// Returns the layer's linear modules.
+    /// Returns the layer's linear modules: first the token mixer's, the last of which is [`LayerConfig::out`].
     pub fn linears(&self) -> impl Iterator<Item = &LinearSpec> {
         let branch = self.per_layer.iter().flat_map(|branch| [&branch.gate, &branch.projection]);
         self.qkv.iter().chain([&self.out]).chain(self.mlp.linears()).chain(branch)
@@ -441,6 +441,11 @@ impl ModelConfig {
     /// Returns the delta net of the first layer that has one. Its sizes are those of all layers.
     pub fn delta_net(&self) -> Option<&DeltaNetConfig> {
         self.layers.iter().find_map(LayerConfig::delta_net)
+    }
+
+    /// Returns whether any layer has a mixture of experts.
+    pub fn has_experts(&self) -> bool {
+        self.layers.iter().any(|layer| layer.experts().is_some())
     }
 
     /// Returns the number of parameters.

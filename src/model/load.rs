@@ -116,10 +116,14 @@ pub fn lora_names(module: &str) -> [String; 2] {
     ["A", "B"].map(|x| format!("base_model.model.{module}.lora_{x}.weight"))
 }
 
-/// Returns all linear modules of a description except the head.
+/// Returns the linear modules that an adapter may add to: all except the head. In a model with experts, these are the attention's: PEFT reads
+/// the names of an MLP's modules as those of the experts, too.
 pub fn linear_modules(d: &ModelConfig) -> impl Iterator<Item = &LinearSpec> {
+    let has_experts = d.has_experts();
     let inputs = d.per_layer_inputs.iter().map(|inputs| &inputs.projection);
-    d.layers.iter().flat_map(LayerConfig::linears).chain(inputs)
+    // The token mixer's modules come first.
+    let n = move |layer: &LayerConfig| if has_experts { layer.qkv.len() + 1 } else { usize::MAX };
+    d.layers.iter().flat_map(move |layer| layer.linears().take(n(layer))).chain(inputs)
 }
 
 /// Source of weights some of which an adapter brings.
@@ -246,7 +250,9 @@ impl Decoder {
             TrainedTokens::new(gpu, tokens, rows, base_rows.as_deref())
         });
         let experts = d.layers.iter().filter_map(LayerConfig::experts).flat_map(ExpertsConfig::matrices);
-        let linear = linear_modules(d).map(|m| format!("{}.weight", m.name));
+        let inputs = d.per_layer_inputs.iter().map(|inputs| &inputs.projection);
+        let linear = d.layers.iter().flat_map(LayerConfig::linears).chain(inputs);
+        let linear = linear.map(|m| format!("{}.weight", m.name));
         let linear: BTreeSet<String> = linear.chain(experts.map(|spec| spec.name.clone())).collect();
         let tensors = d.tensors();
         shared.retain(|name, _| !replaced.contains(name));

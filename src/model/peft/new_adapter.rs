@@ -72,7 +72,8 @@ pub fn new_config<'d>(
         let reason = format!("`{name}` matches no module; this model has {}", available(d));
         return Err(Error::flag("lora-exclude", reason));
     }
-    if targets == LoraTargets::AllLinear && !settings.layers.is_empty() {
+    // In a model with experts, PEFT's `all-linear` includes these.
+    if targets == LoraTargets::AllLinear && (!settings.layers.is_empty() || d.has_experts()) {
         targets = LoraTargets::listed(named.iter().copied());
     }
     if d.wrapped {
