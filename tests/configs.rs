@@ -246,7 +246,7 @@ fn layers_of_gemma_4() {
     assert_eq!(d.unwrap().layers[3].window, None);
 
     for (field, value, reason) in [
-        ("enable_moe_block", json!(true), "mixtures of experts are not"),
+        ("enable_moe_block", json!(true), "mixtures of experts of Gemma 4 are not"),
         ("use_bidirectional_attention", json!("all"), "\"all\" is not supported (\"vision\" is)"),
         ("num_experts", json!(8), "8 is not supported"),
         ("num_kv_shared_layers", json!(4), "expected a whole number below 4, found 4"),

@@ -88,12 +88,10 @@ fn run_once(mut args: TrainArgs, sft: bool, out: &Path, ranks: Ranks) -> Result<
     if let Some(settings) = read_auto_fit(out)?.filter(|_| args.auto_fit) {
         args.apply(&settings);
     }
-    let mut options = args.model.device_options_of(ranks)?;
+    let options = args.model.device_options_of(ranks)?;
     let mut inputs = read_inputs(&args, sft, start)?;
     // --auto-fit may choose a quantised format.
-    if !args.auto_fit {
-        options = options.for_model(inputs.policy.model());
-    }
+    let options = if args.auto_fit { options } else { options.for_model(inputs.policy.model()) };
     let gpu = Gpu::open_with(&options)?;
     if args.auto_fit && folder.as_ref().is_some_and(|folder| !folder.is_begun()) {
         let changes = fitting_changes(&inputs, &gpu)?;

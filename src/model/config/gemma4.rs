@@ -94,7 +94,7 @@ impl ConfigReader<'_> {
     /// Refuses what Gemma 4 has and this program does not.
     fn refuse_of_gemma4(&self, family: &FamilySpec) -> Result<()> {
         if family.kind == ModelFamily::Gemma4 && self.flag("enable_moe_block", false)? {
-            return Err(self.bad("enable_moe_block", "true is not supported: mixtures of experts are not"));
+            return Err(self.bad("enable_moe_block", "true is not supported: mixtures of experts of Gemma 4 are not"));
         }
         match self.get("use_bidirectional_attention") {
             // Bidirectional among the tokens of an image, and causal in text.
