@@ -64,7 +64,6 @@ impl ReduceDtype {
     }
 
     /// Tells whether gradients are exchanged as they are.
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
     pub fn is_f32(&self) -> bool {
         *self == Self::F32
     }

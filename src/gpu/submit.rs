@@ -112,6 +112,7 @@ impl Recording<'_> {
     }
 
     /// Returns the number of commands up to the last one that uses each group of slots, or a group before it.
+    #[expect(clippy::mutable_key_type, reason = "wgpu compares and hashes a buffer by its identity")]
     fn last_uses(&self, groups: &[Vec<Slot>]) -> Vec<usize> {
         let mut places: HashMap<wgpu::Buffer, Vec<(std::ops::Range<u64>, usize)>> = HashMap::new();
         for (group, slots) in groups.iter().enumerate() {

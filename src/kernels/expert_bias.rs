@@ -188,7 +188,7 @@ impl BiasCase {
     /// Returns the choice and the expert of each row, by expert. The second expert has no rows.
     fn experts(&self) -> (Vec<u32>, Vec<usize>) {
         let n = (self.rows.t * self.rows.top_k) as u32;
-        let expert = |c: u32| if c % 2 == 0 { 0 } else { 2 };
+        let expert = |c: u32| if c.is_multiple_of(2) { 0 } else { 2 };
         let mut source = self.rows.source();
         source.sort_by_key(|&c| expert(c));
         let of_rows = source.iter().map(|&c| expert(c)).collect();

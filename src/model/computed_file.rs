@@ -2,6 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
+/// Fills a slice with the bytes of a tensor from an offset on, given the tensor's number. The error is a reason.
+pub(super) type TensorReader<'a> = dyn Fn(usize, u64, &mut [u8]) -> Result<(), String> + 'a;
+
 /// Header and places of a file's tensors.
 #[derive(Debug, Default)]
 pub(super) struct ComputedFile {
@@ -51,12 +54,7 @@ impl ComputedFile {
     ///
     /// # Errors
     /// "truncated" for a range beyond the end; errors of `read`.
-    pub fn read_at(
-        &self,
-        offset: u64,
-        into: &mut [u8],
-        read: &dyn Fn(usize, u64, &mut [u8]) -> Result<(), String>,
-    ) -> Result<(), String> {
+    pub fn read_at(&self, offset: u64, into: &mut [u8], read: &TensorReader) -> Result<(), String> {
         let (mut at, mut into) = (offset, into);
         while !into.is_empty() {
             if at < self.header.len() as u64 {

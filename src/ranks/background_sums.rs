@@ -72,7 +72,7 @@ impl BackgroundSums {
     }
 
     /// Waits for the next sums; `None` where the thread has panicked.
-    pub fn next(&mut self) -> Option<Vec<f32>> {
+    pub fn wait_next(&mut self) -> Option<Vec<f32>> {
         match &self.thread {
             Some(thread) => thread.sums.recv().ok(),
             None => self.ready.pop_front(),
@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(sums.try_next(), None);
         sums.add(vec![1.0, f32::MIN_POSITIVE]);
         sums.add(vec![1.001]);
-        assert_eq!(sums.next(), Some(vec![1.0, f32::MIN_POSITIVE]));
+        assert_eq!(sums.wait_next(), Some(vec![1.0, f32::MIN_POSITIVE]));
         assert_eq!((sums.try_next(), sums.try_next()), (Some(vec![1.001]), None));
         sums.end();
     }

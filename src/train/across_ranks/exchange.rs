@@ -188,7 +188,7 @@ impl<'g> GradientExchange<'g> {
             return Ok(None);
         }
         while self.written < self.sections.len() {
-            let Some(sums) = self.sums.next() else {
+            let Some(sums) = self.sums.wait_next() else {
                 return Err(Error::Gpu("the sum of gradients ended early".into()));
             };
             self.write(&sums);
