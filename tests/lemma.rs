@@ -171,9 +171,10 @@ fn packed_is_alone() {
         let s = Setting::of(family);
         let all = s.sandbox.write("all.jsonl", rows(family).join("\n"));
         let together = s.score(&all, &[]);
-        assert_eq!(together.len(), 25);
+        let n = rows(family).len();
+        assert_eq!(together.len(), n + 1);
         // Row 9 of phi4-mini is a pair of which one side is a long sequence, and both sides of row 11 are.
-        for row in [0, 9, 11, 17] {
+        for row in [0, 9, 11, 17].into_iter().filter(|row| row + 1 < n) {
             let one = s.sandbox.write("one.jsonl", &rows(family)[row]);
             let alone = logps(&s.score(&one, &[])[0]);
             assert_eq!(logps(&together[row]), alone, "{family}: row {row}");
