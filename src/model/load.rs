@@ -12,6 +12,7 @@ use super::experts::{ExpertStack, ExpertsWeights};
 use super::linear::{Linear, LoraWeights};
 use super::mlp_weights::MlpWeights;
 use super::per_layer_inputs::PerLayerWeights;
+use super::saved::SavedDtype;
 use super::short_conv::ShortConvWeights;
 use super::trained_tokens::{TrainedTokens, TrainedTokensSpec};
 use super::weights::{BaseDtype, FrozenTensor, TrainOptions, TrainedSpec, Weight, WeightArena, WeightSource};
@@ -184,6 +185,10 @@ impl Decoder {
         if options.base == BaseDtype::Int8 && projections.any(|p| p.interleaved) {
             let reason = "int8 is not supported where the rows of gate and up alternate: take nf4 or bf16";
             return Err(Error::flag("base-dtype", reason));
+        }
+        if options.training.saved_dtype == SavedDtype::Bf16 && !d.saves_in_bf16() {
+            let reason = "bf16 is not supported with a clamped SwiGLU: its gradients would move by more than 1 %";
+            return Err(Error::flag("saved-dtype", reason));
         }
         let mut trained = Vec::new();
         if options.trained == TrainMode::Full {

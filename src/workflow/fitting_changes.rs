@@ -117,7 +117,7 @@ impl MemoryDemand<'_> {
         if s.optim == Optim::Adamw {
             all.push(MemorySetting::Adamw8bit);
         }
-        if s.saved_dtype == SavedDtype::F32 {
+        if s.saved_dtype == SavedDtype::F32 && self.model.description.saves_in_bf16() {
             all.push(MemorySetting::SavedBf16);
         }
         if self.adapter.is_some() {
